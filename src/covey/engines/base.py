@@ -1,0 +1,41 @@
+"""The protocol between the loop and whatever samples completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from covey.models.policy import Policy
+from covey.sampling import Sampling
+from covey.types import Completion
+
+
+class Engine(Protocol):
+    """Samples completions from the weights it was last given."""
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, group_size: int, keys: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        """Return `group_size` completions for each prompt, in order.
+
+        `keys` [P][G] are the stream keys of `covey.sampling`: token t of a completion is drawn with number t of its
+        stream, by inverse CDF over the vocabulary in token order. Equal keys, prompt and weights give equal tokens
+        as long as the batch is laid out equally.
+        """
+        ...
+
+    def load_weights(self, policy: Policy, version: int) -> None:
+        """Serve the policy's present weights from now on, under this version number."""
+        ...
+
+    def served_digest(self) -> str:
+        """Return `weights_digest` of what is served, in the dtype it is served in."""
+        ...
+
+    def expected_digest(self, policy: Policy) -> str:
+        """Return what `served_digest` must be if the policy's present weights are served."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds. It is not used afterwards."""
+        ...

@@ -1,0 +1,167 @@
+"""The reference engine: any Hugging Face causal language model, batched, with a key-value cache.
+
+It holds its own copy of the weights in the compute dtype, computes each prompt once for its group, and drops finished
+rows from the batch. It is written to be correct and readable; the fast engine is another file behind the same protocol.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from covey.models.policy import Policy, weights_digest
+from covey.sampling import Sampling, uniform
+from covey.types import Completion, CoveyError
+
+
+class TransformersEngine:
+    """Samples with transformers' own modules. See `covey.engines.base.Engine`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_batch_tokens: int = 65536,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self._stop_ids = torch.tensor(sorted(policy.stop_ids), dtype=torch.long)
+        self._dtype = policy.compute_dtype
+        self._model: PreTrainedModel = copy.deepcopy(policy.model).to(self._dtype).requires_grad_(False)
+        self._version = 0
+        self._max_batch_tokens = max_batch_tokens
+        self._progress = progress
+
+    def load_weights(self, policy: Policy, version: int) -> None:
+        with torch.no_grad():
+            served = dict(self._model.named_parameters())
+            for name, parameter in policy.model.named_parameters():
+                served[name].copy_(parameter)
+        self._version = version
+
+    def served_digest(self) -> str:
+        return weights_digest(self._model, self._dtype)
+
+    def expected_digest(self, policy: Policy) -> str:
+        return weights_digest(policy.model, self._dtype)
+
+    def close(self) -> None:
+        del self._model
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, group_size: int, keys: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        longest = max(len(prompt) for prompt in prompts)
+        per_chunk = max(1, self._max_batch_tokens // ((longest + sampling.max_new_tokens) * group_size))
+        completions: list[list[Completion]] = []
+        for start in range(0, len(prompts), per_chunk):
+            chunk = slice(start, start + per_chunk)
+            completions += self._generate_chunk(prompts[chunk], sampling, group_size, keys[chunk])
+            self._progress(min(start + per_chunk, len(prompts)), len(prompts))
+        return completions
+
+    def _generate_chunk(
+        self, prompts: Sequence[list[int]], sampling: Sampling, group_size: int, keys: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        decoding = _Decoding(self._model, prompts, group_size, self._stop_ids)
+        row_keys = [key for group in keys for key in group]
+        token_ids: list[list[int]] = [[] for _ in row_keys]
+        logprobs: list[list[float]] = [[] for _ in row_keys]
+        for position in range(sampling.max_new_tokens):
+            numbers = torch.tensor([uniform(row_keys[row], position) for row in decoding.rows], dtype=torch.float64)
+            tokens, token_logprobs = draw_tokens(decoding.logits, numbers, sampling)
+            if not bool(token_logprobs.isfinite().all()):
+                raise CoveyError(
+                    "the policy's logits are not finite: the weights have diverged. Lower train.learning_rate, or resume "
+                    "from an earlier checkpoint"
+                )
+            for row, token, logprob in zip(decoding.rows, tokens.tolist(), token_logprobs.tolist(), strict=True):
+                token_ids[row].append(token)
+                logprobs[row].append(logprob)
+            is_last = position + 1 == sampling.max_new_tokens
+            if decoding.drop_finished(tokens) == 0 or is_last:
+                break
+            decoding.advance()
+        stop_ids = set(self._stop_ids.tolist())
+        flat = [
+            Completion(
+                token_ids=ids,
+                logprobs=logps,
+                finish_reason="stop" if ids[-1] in stop_ids else "length",
+                policy_version=self._version,
+            )
+            for ids, logps in zip(token_ids, logprobs, strict=True)
+        ]
+        return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+
+
+class _Decoding:
+    """The state of one batch while it is decoded: cache, mask and the logits of the next token, finished rows removed."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], group_size: int, stop_ids: Tensor):
+        self._model = model
+        self._stop_ids = stop_ids
+        self.rows = list(range(len(prompts) * group_size))
+        width = max(len(prompt) for prompt in prompts)
+        input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        self._cache = DynamicCache()
+        # Left padding: positions count real tokens only, so that a row's result does not depend on its neighbours' lengths.
+        logits = self._forward(input_ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+        self._cache.batch_repeat_interleave(group_size)
+        self._mask = mask.repeat_interleave(group_size, dim=0)
+        self.logits: Float[Tensor, "B V"] = logits.repeat_interleave(group_size, dim=0)
+        self._next_ids: Int[Tensor, "B"] = torch.empty(0, dtype=torch.long)
+
+    def _forward(self, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Float[Tensor, "B V"]:
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def drop_finished(self, tokens: Int[Tensor, "B"]) -> int:
+        """Take in the drawn tokens, remove rows that drew an end token, and return how many rows are left."""
+        alive: Bool[Tensor, "B"] = ~torch.isin(tokens, self._stop_ids)
+        self._next_ids = tokens[alive]
+        if not bool(alive.all()):
+            kept = alive.nonzero()[:, 0]
+            self._cache.batch_select_indices(kept)
+            self._mask = self._mask[kept]
+            self.rows = [self.rows[index] for index in kept.tolist()]
+        return len(self.rows)
+
+    def advance(self) -> None:
+        """Compute the logits of the next token from the tokens drawn last."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
+        self.logits = self._forward(self._next_ids[:, None], self._mask, self._mask.sum(dim=1, keepdim=True) - 1)
+
+
+def draw_tokens(
+    logits: Float[Tensor, "B V"], numbers: Float[Tensor, "B"], sampling: Sampling
+) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+    """Return tokens drawn by inverse CDF and their log-probs under the distribution drawn from.
+
+    The token is the first whose cumulative probability exceeds the uniform number. Sums run in float64, so that the
+    tail of a large vocabulary keeps its mass. Greedy decoding reports the log-prob at temperature 1.
+    """
+    scaled = logits.float() if sampling.is_greedy else logits.float() / sampling.temperature
+    logprobs = scaled.log_softmax(dim=-1)
+    if sampling.is_greedy:
+        tokens = logits.argmax(dim=-1)
+    else:
+        cdf = logprobs.double().exp().cumsum(dim=-1)
+        tokens = torch.searchsorted(cdf, numbers[:, None] * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

@@ -1,0 +1,174 @@
+"""Log-probs and entropies of completions under a model: the only place that knows about layout, padding and shift.
+
+Rows are scored in packs. A pack holds one prompt once and some of its completions behind it:
+
+    [ prompt | completion a | completion b | ... ]     positions restart after the prompt for each completion,
+
+and every completion attends to the prompt and to itself only. So a prompt is computed once for its whole group. A pack
+with a single completion is the ordinary causal layout, which any model supports; `max_shared_tokens=0` asks for that.
+The vocabulary projection and log-softmax run on chunks of completion positions and are recomputed in the backward
+pass: no [B, T, V] tensor is ever alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from covey.tensors import Tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """Some completions of one group, laid out behind their common prompt."""
+
+    group: int
+    rows: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """A micro-batch as the model sees it: N packs, padded on the right to S positions."""
+
+    input_ids: Int[Tensor, "N S"]
+    position_ids: Int[Tensor, "N S"]
+    segments: Int[Tensor, "N S"]
+    """0 = prompt, k = the pack's k-th completion, -1 = padding."""
+    source: Int[Tensor, "R T"]
+    """Flat index into [N * S] of the position whose logits predict token t of row r."""
+    is_shared: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionScores:
+    """What the model says about the rows of one micro-batch; 0 outside the mask."""
+
+    logprobs: Float[Tensor, "R T"]
+    """With gradient, unless under no_grad. At least float32, in nats, at the sampling temperature."""
+    entropy: Float[Tensor, "R T"]
+    """Detached."""
+
+
+def plan_packs(tokens: Tokens, rows: Sequence[int], *, max_shared_tokens: int) -> list[Pack]:
+    """Return packs that cover `rows`, each with as many completions of one group as fit into `max_shared_tokens`."""
+    lengths = tokens.completion_mask.sum(dim=1).tolist()
+    packs: list[Pack] = []
+    for row in rows:
+        group = row // tokens.group_size
+        last = packs[-1] if packs else None
+        if last and last.group == group and last.num_tokens + lengths[row] <= max_shared_tokens:
+            packs[-1] = Pack(group=group, rows=(*last.rows, row), num_tokens=last.num_tokens + lengths[row])
+        else:
+            packs.append(Pack(group=group, rows=(row,), num_tokens=len(tokens.prompt_ids[group]) + lengths[row]))
+    return packs
+
+
+def plan_micro_batches(packs: Sequence[Pack], *, max_tokens: int) -> list[list[Pack]]:
+    """Return the packs, longest first, in lists whose padded size stays within `max_tokens` (or hold a single pack)."""
+    batches: list[list[Pack]] = []
+    for pack in sorted(packs, key=lambda pack: (-pack.num_tokens, pack.rows)):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= max_tokens:
+            batches[-1].append(pack)
+        else:
+            batches.append([pack])
+    return batches
+
+
+def lay_out(tokens: Tokens, packs: Sequence[Pack]) -> Layout:
+    """Return the input tensors of a micro-batch. The last token of a completion predicts nothing and is left out."""
+    lengths = tokens.completion_mask.sum(dim=1).tolist()
+    width = max(pack.num_tokens - len(pack.rows) for pack in packs)
+    num_rows = sum(len(pack.rows) for pack in packs)
+    input_ids = torch.zeros(len(packs), width, dtype=torch.long)
+    position_ids = torch.zeros(len(packs), width, dtype=torch.long)
+    segments = torch.full((len(packs), width), -1, dtype=torch.long)
+    source = torch.zeros(num_rows, tokens.completion_ids.shape[1], dtype=torch.long)
+    out_row = 0
+    for n, pack in enumerate(packs):
+        prompt = tokens.prompt_ids[pack.group]
+        end = len(prompt)
+        input_ids[n, :end] = prompt
+        position_ids[n, :end] = torch.arange(end)
+        segments[n, :end] = 0
+        for k, row in enumerate(pack.rows, start=1):
+            start, end = end, end + max(lengths[row] - 1, 0)
+            input_ids[n, start:end] = tokens.completion_ids[row, : end - start]
+            position_ids[n, start:end] = len(prompt) + torch.arange(end - start)
+            segments[n, start:end] = k
+            # Token 0 is predicted by the prompt's last position, token t > 0 by completion token t - 1.
+            source[out_row, : lengths[row]] = n * width + torch.arange(start - 1, start - 1 + lengths[row])
+            source[out_row, :1] = n * width + len(prompt) - 1
+            out_row += 1
+    is_shared = any(len(pack.rows) > 1 for pack in packs)
+    return Layout(input_ids=input_ids, position_ids=position_ids, segments=segments, source=source, is_shared=is_shared)
+
+
+def attention_mask(layout: Layout, *, dtype: torch.dtype) -> Tensor:
+    """Return who attends to whom: [N, S] for the ordinary causal layout, additive [N, 1, S, S] for a shared one."""
+    segments = layout.segments
+    if not layout.is_shared:
+        return segments >= 0
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    same_or_prompt = (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == 0)
+    allowed = (causal & same_or_prompt)[:, None]
+    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def score_completions(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    packs: Sequence[Pack],
+    *,
+    temperature: float,
+    compute_dtype: torch.dtype,
+    chunk_tokens: int = 512,
+) -> CompletionScores:
+    """Return log-probs and entropies of the packs' rows, in pack order, under softmax(logits / temperature)."""
+    layout = lay_out(tokens, packs)
+    rows = torch.tensor([row for pack in packs for row in pack.rows])
+    mask, targets = tokens.completion_mask[rows], tokens.completion_ids[rows]
+    device = model.device
+    use_autocast = compute_dtype != torch.float32
+    with torch.autocast(device.type, dtype=compute_dtype, enabled=use_autocast):
+        hidden = model.get_decoder()(
+            input_ids=layout.input_ids.to(device),
+            position_ids=layout.position_ids.to(device),
+            attention_mask=attention_mask(layout, dtype=compute_dtype if use_autocast else model.dtype).to(device),
+            use_cache=False,
+        ).last_hidden_state
+        wanted = hidden.reshape(-1, hidden.shape[-1])[layout.source[mask].to(device)]  # [number of tokens, D]
+        logprobs, entropy = chunked_logprobs(
+            wanted, model.get_output_embeddings(), targets[mask].to(device), temperature=temperature, chunk_tokens=chunk_tokens
+        )
+    grid = torch.zeros(mask.shape, dtype=logprobs.dtype, device=device)
+    where = mask.to(device)
+    return CompletionScores(logprobs=grid.masked_scatter(where, logprobs), entropy=grid.masked_scatter(where, entropy))
+
+
+def chunked_logprobs(
+    hidden: Float[Tensor, "L D"], head: torch.nn.Module, targets: Int[Tensor, "L"], *, temperature: float, chunk_tokens: int
+) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
+    """Return (log-prob of the target, detached entropy) for each of L positions, `chunk_tokens` positions at a time."""
+    pieces = [
+        checkpoint(_logprobs_of_chunk, part, head, ids, temperature, use_reentrant=False)
+        for part, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    ]
+    return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+
+
+def _logprobs_of_chunk(
+    hidden: Float[Tensor, "L D"], head: torch.nn.Module, targets: Int[Tensor, "L"], temperature: float
+) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logprobs = logits.log_softmax(dim=-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+    return logprobs.gather(1, targets[:, None])[:, 0], entropy

@@ -1,0 +1,34 @@
+"""The table of rewards that recipes can name. `module:function` is the way to a user's own."""
+
+from __future__ import annotations
+
+import importlib
+
+from covey.rewards.base import FunctionReward, Reward, reward_from_function
+from covey.rewards.numeric import asserted_number, last_number
+from covey.types import CoveyError
+
+REWARDS: dict[str, Reward] = {
+    "last_number": FunctionReward(name="last_number", score=last_number),
+    "asserted_number": FunctionReward(name="asserted_number", score=asserted_number),
+}
+
+
+def find_reward(name: str, *, key: str) -> Reward:
+    """Return the reward named in the recipe under `key`: a row of the table or "module:function".
+
+    Raises:
+        CoveyError: there is no such reward.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise CoveyError(
+            f"{key}={name!r} is not a reward. Choose one of {', '.join(REWARDS)}, or name your own as 'module:function'"
+        )
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise CoveyError(f"{key}={name!r} could not be imported ({error}). Is the module on PYTHONPATH?") from error
+    return reward_from_function(function)

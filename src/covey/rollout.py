@@ -1,0 +1,192 @@
+"""Sampling groups of completions, scoring them, and keeping those that can teach something."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from covey.engines.base import Engine
+from covey.metrics import Max, Mean, Metric, Sum, mean_of
+from covey.models.policy import Policy
+from covey.rewards.base import Rewarder, Sample
+from covey.sampling import Sampling, rollout_keys
+from covey.types import CoveyError, Group, Prompt, Rollout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSpec:
+    """How the groups of a step are sampled."""
+
+    sampling: Sampling
+    prompts_per_step: int
+    group_size: int
+    max_draws: int
+    """How often a step may sample: draws after the first replace groups that were dropped with fresh prompts."""
+    drop_flat_groups: bool
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledGroups:
+    """One step's groups, with where their time went."""
+
+    used: list[Group]
+    dropped: list[Group]
+    draws: list[int]
+    """Draw number of each group: first those of `used`, then those of `dropped`."""
+    rollout_s: float
+    reward_s: float
+
+    @property
+    def all(self) -> list[Group]:
+        return self.used + self.dropped
+
+
+def sample_groups(
+    prompts: Sequence[Prompt],
+    *,
+    policy: Policy,
+    engine: Engine,
+    rewarder: Rewarder,
+    sampling: Sampling,
+    keys: Sequence[Sequence[int]],
+) -> tuple[list[Group], float, float]:
+    """Return one group for each prompt, with the seconds spent on sampling and on scoring. `keys` is [P][G]."""
+    started = time.monotonic()
+    prompt_ids = [policy.encode(prompt.messages) for prompt in prompts]
+    completions = engine.generate(prompt_ids, sampling, group_size=len(keys[0]), keys=keys)
+    sampled = time.monotonic()
+    groups: list[Group] = []
+    for prompt, ids, group in zip(prompts, prompt_ids, completions, strict=True):
+        rollouts: list[Rollout] = []
+        for completion in group:
+            text = policy.decode(completion.token_ids)
+            is_truncated = completion.finish_reason == "length"
+            proxy, gold = rewarder.score(
+                Sample(prompt=prompt, completion=text, num_tokens=len(completion.token_ids), is_truncated=is_truncated)
+            )
+            rollouts.append(Rollout(prompt_ids=ids, completion=completion, text=text, reward=proxy, gold=gold))
+        groups.append(Group(prompt=prompt, rollouts=tuple(rollouts)))
+    return groups, sampled - started, time.monotonic() - sampled
+
+
+def sample_step(
+    next_prompts: Callable[[int], Sequence[Prompt]],
+    spec: RolloutSpec,
+    *,
+    step: int,
+    policy: Policy,
+    engine: Engine,
+    rewarder: Rewarder,
+) -> SampledGroups:
+    """Return the groups of a training step, drawing again while usable groups are missing and draws are left.
+
+    A flat group (all rewards equal) has no gradient; it is dropped, and leaves the loss's denominators, unless the
+    recipe keeps it. A group in which nothing could be scored is always dropped.
+    """
+    used: list[tuple[int, Group]] = []
+    dropped: list[tuple[int, Group]] = []
+    rollout_s = reward_s = 0.0
+    for draw in range(spec.max_draws):
+        missing = spec.prompts_per_step - len(used)
+        if missing == 0:
+            break
+        prompts = next_prompts(missing)
+        keys = [
+            rollout_keys(spec.seed, "rollout", step=step, draw=draw, prompt_id=prompt.prompt_id, group_size=spec.group_size)
+            for prompt in prompts
+        ]
+        groups, draw_rollout_s, draw_reward_s = sample_groups(
+            prompts, policy=policy, engine=engine, rewarder=rewarder, sampling=spec.sampling, keys=keys
+        )
+        rollout_s, reward_s = rollout_s + draw_rollout_s, reward_s + draw_reward_s
+        for group in groups:
+            is_used = bool(group.scored_rewards) and not (spec.drop_flat_groups and group.is_flat)
+            (used if is_used else dropped).append((draw, group))
+    return SampledGroups(
+        used=[group for _, group in used],
+        dropped=[group for _, group in dropped],
+        draws=[draw for draw, _ in used + dropped],
+        rollout_s=rollout_s,
+        reward_s=reward_s,
+    )
+
+
+def rollout_metrics(sampled: SampledGroups, *, reward_low: float, reward_high: float) -> dict[str, Metric]:
+    """Return what the step's completions look like, dropped groups included."""
+    rollouts = [rollout for group in sampled.all for rollout in group.rollouts]
+    rewards = [rollout.reward.value for rollout in rollouts if rollout.reward.value is not None]
+    golds = [rollout.gold.value for rollout in rollouts if rollout.gold and rollout.gold.value is not None]
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    flat = [set(group.scored_rewards) for group in sampled.all if group.is_flat]
+    num_groups = len(sampled.all)
+    metrics: dict[str, Metric] = {
+        "reward/mean": mean_of(rewards),
+        "reward/std": mean_of([_std(rewards)] if len(rewards) > 1 else []),
+        "reward/error_frac": mean_of(float(rollout.reward.value is None) for rollout in rollouts),
+        "gold/mean": mean_of(golds),
+        "group/usable_frac": Mean(sum(not group.is_flat for group in sampled.all), num_groups),
+        "group/all_correct_frac": Mean(flat.count({reward_high}), num_groups),
+        "group/all_wrong_frac": Mean(flat.count({reward_low}), num_groups),
+        "group/num_sampled": Sum(num_groups),
+        "group/num_used": Sum(len(sampled.used)),
+        "completion/length_mean": mean_of(lengths),
+        "completion/length_max": Max(max(lengths)),
+        "completion/truncated_frac": mean_of(float(rollout.completion.finish_reason == "length") for rollout in rollouts),
+        "tokens/generated": Sum(sum(lengths)),
+    }
+    for name in sorted({name for rollout in rollouts for name in rollout.reward.parts}):
+        metrics[f"reward/part/{name}"] = mean_of(
+            rollout.reward.parts[name] for rollout in rollouts if name in rollout.reward.parts
+        )
+    return metrics
+
+
+def refuse_failing_reward(sampled: SampledGroups, *, max_error_frac: float) -> None:
+    """Raise with the first traceback if more completions than the declared share could not be scored.
+
+    Raises:
+        CoveyError: the reward fails too often for its scores to mean anything.
+    """
+    scores = [rollout.reward for group in sampled.all for rollout in group.rollouts]
+    errors = [score.error for score in scores if score.value is None]
+    if len(errors) > max_error_frac * len(scores):
+        raise CoveyError(
+            f"the reward could not score {len(errors)} of {len(scores)} completions, more than reward.max_error_frac="
+            f"{max_error_frac}. The first failure:\n{errors[0]}"
+        )
+
+
+def rollout_rows(sampled: SampledGroups) -> list[dict[str, Any]]:
+    """Return the rows of `rollouts/step-NNNNNN.parquet`."""
+    rows: list[dict[str, Any]] = []
+    for index, (draw, group) in enumerate(zip(sampled.draws, sampled.all, strict=True)):
+        for sample, rollout in enumerate(group.rollouts):
+            rows.append(
+                {
+                    "prompt_id": group.prompt.prompt_id,
+                    "question": group.prompt.text,
+                    "answer": str(group.prompt.answer),
+                    "draw": draw,
+                    "sample": sample,
+                    "completion": rollout.text,
+                    "num_tokens": len(rollout.completion.token_ids),
+                    "finish_reason": rollout.completion.finish_reason,
+                    "policy_version": rollout.completion.policy_version,
+                    "reward": rollout.reward.value,
+                    "parts": json.dumps(dict(rollout.reward.parts)),
+                    "extracted": rollout.reward.extracted,
+                    "gold": rollout.gold.value if rollout.gold else None,
+                    "error": rollout.reward.error,
+                    "used": index < len(sampled.used),
+                }
+            )
+    return rows
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5

@@ -1,0 +1,1 @@
+"""Prompts with verifiers: what is learned, and on what questions it is measured."""

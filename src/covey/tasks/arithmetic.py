@@ -1,0 +1,134 @@
+"""Sums, differences and products of whole numbers, split by question.
+
+Two questions with the same canonical operands ("17 + 4" and "4 + 17") always lie on the same side of the split, which
+is a hash of the canonical question: it depends neither on the run's seed nor on the order of generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from covey.rewards.registry import REWARDS
+from covey.sampling import stream_key
+from covey.tasks.base import PARTS, Probe, Task
+from covey.types import CoveyError, Message, Prompt
+
+HELD_OUT_PER_PART = 200
+_SPLIT_SEED = 1  # Part of the task's definition: another value is another split.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """Operand ranges, both ends included. Differences are never negative."""
+
+    largest_term: int
+    """Of sums and differences."""
+    largest_factors: tuple[int, int] | None = None
+    """Of products: (first, second); None = no products."""
+
+
+LEVELS: dict[str, Level] = {
+    "easy": Level(largest_term=50),
+    "medium": Level(largest_term=99, largest_factors=(50, 20)),
+    "hard": Level(largest_term=300, largest_factors=(99, 99)),
+}
+
+
+def arithmetic(*, level: str = "easy") -> Task:
+    """Return the task at one of LEVELS.
+
+    Raises:
+        CoveyError: there is no such level.
+    """
+    if level not in LEVELS:
+        raise CoveyError(f"task.level={level!r} is not a level of arithmetic; choose one of {', '.join(LEVELS)}")
+    spec = LEVELS[level]
+    ranked = sorted(canonical_questions(spec), key=lambda question: stream_key(_SPLIT_SEED, "split", *question))
+    held_out = {
+        part: [_prompt(level, *_one_order(question)) for question in ranked[i * HELD_OUT_PER_PART :][:HELD_OUT_PER_PART]]
+        for i, part in enumerate(PARTS)
+    }
+    train = [
+        _prompt(level, *question) for canonical in ranked[len(PARTS) * HELD_OUT_PER_PART :] for question in orders(canonical)
+    ]
+    return Task(
+        name=f"arithmetic/{level}",
+        train=train,
+        held_out=held_out,
+        proxy=REWARDS["last_number"],
+        gold=REWARDS["asserted_number"],
+        probes=[probe for prompt in train[:20] for probe in probes(prompt)],
+    )
+
+
+Question = tuple[str, int, int]
+"""(operator, first operand, second operand)"""
+
+_OPERATORS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+}
+
+
+def canonical_questions(level: Level) -> Iterator[Question]:
+    """Yield one representative of each set of questions that differ only in the order of commuting operands."""
+    for larger in range(1, level.largest_term + 1):
+        for smaller in range(1, larger + 1):
+            yield "+", larger, smaller
+            yield "-", larger, smaller
+    if level.largest_factors:
+        largest_first, largest_second = level.largest_factors
+        for first in range(2, largest_first + 1):
+            for second in range(2, min(first, largest_second) + 1):
+                yield "*", first, second
+
+
+def orders(question: Question) -> list[Question]:
+    """Return every way to ask the canonical question: both orders of a sum or product, one of a difference."""
+    operator, a, b = question
+    return [question] if operator == "-" or a == b else [(operator, a, b), (operator, b, a)]
+
+
+def _one_order(question: Question) -> Question:
+    choices = orders(question)
+    return choices[stream_key(_SPLIT_SEED, "order", *question) % len(choices)]
+
+
+def _prompt(level: str, operator: str, a: int, b: int) -> Prompt:
+    expression = f"{a} {operator} {b}"
+    return Prompt(
+        prompt_id=f"arithmetic/{level}/{a}{operator}{b}",
+        messages=(Message(role="user", content=f"What is {expression}? Answer with just the number."),),
+        answer=_OPERATORS[operator](a, b),
+        task=f"arithmetic/{level}",
+        tags={"expression": expression, "operator": operator},
+    )
+
+
+def probes(prompt: Prompt) -> list[Probe]:
+    """Return right answers in several wordings, and cheats that must earn nothing."""
+    answer, expression = prompt.answer, prompt.tags["expression"]
+    right = [f"{answer}", f" {answer}.", f"{expression} = {answer}", f"The answer is {answer}.", f"**{answer}**"]
+    cheats = [
+        "",
+        prompt.text,
+        expression,
+        " ".join(str(number) for number in range(2000)),
+        f"{answer + 1} {answer}",
+        f"{answer} or {answer + 1}",
+        f"not {answer}",
+        f"{answer + 1} = {answer}",
+        f"{answer}{answer}",
+        f"{answer}.5",
+        f"1{answer}",
+        f"-{answer}" if answer else "-",
+        f"{answer}%",
+        f"The answer is {answer + 1}, no, {answer}.",
+        "The answer is",
+    ]
+    return [
+        *(Probe(prompt=prompt, completion=completion, is_right=True) for completion in right),
+        *(Probe(prompt=prompt, completion=completion, is_right=False) for completion in cheats),
+    ]
