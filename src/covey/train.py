@@ -21,6 +21,8 @@ from covey.types import Group, Prompt
 def train(session: Session) -> bool:
     """Train from where the session stands to its last step. Return False if a signal stopped it before, at a saved step."""
     recipe, progress, clock = session.recipe, session.progress, Clock(session.progress.elapsed_s)
+    if progress.is_checked:
+        session.recorder.event(progress.step, "resumed", f"going on after step {progress.step}")
     with stop_on_signals() as stop:
         load_and_prove_weights(session.engine, session.policy, progress.policy_version)
         if not progress.is_checked:

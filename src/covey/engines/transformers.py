@@ -58,15 +58,24 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         longest = max(len(prompt) for prompt in prompts)
         per_chunk = max(1, self._max_batch_tokens // ((longest + sampling.max_new_tokens) * group_size))
+        starts = range(0, len(prompts), per_chunk)
         completions: list[list[Completion]] = []
-        for start in range(0, len(prompts), per_chunk):
+        for number, start in enumerate(starts):
             chunk = slice(start, start + per_chunk)
-            completions += self._generate_chunk(prompts[chunk], sampling, group_size, keys[chunk])
-            self._progress(min(start + per_chunk, len(prompts)), len(prompts))
+
+            def progress(position: int, number: int = number) -> None:
+                self._progress(number * sampling.max_new_tokens + position, len(starts) * sampling.max_new_tokens)
+
+            completions += self._generate_chunk(prompts[chunk], sampling, group_size, keys[chunk], progress)
         return completions
 
     def _generate_chunk(
-        self, prompts: Sequence[list[int]], sampling: Sampling, group_size: int, keys: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        group_size: int,
+        keys: Sequence[Sequence[int]],
+        progress: Callable[[int], None],
     ) -> list[list[Completion]]:
         decoding = _Decoding(self._model, prompts, group_size, self._stop_ids)
         row_keys = [key for group in keys for key in group]
@@ -83,6 +92,7 @@ class TransformersEngine:
             for row, token, logprob in zip(decoding.rows, tokens.tolist(), token_logprobs.tolist(), strict=True):
                 token_ids[row].append(token)
                 logprobs[row].append(logprob)
+            progress(position + 1)
             is_last = position + 1 == sampling.max_new_tokens
             if decoding.drop_finished(tokens) == 0 or is_last:
                 break

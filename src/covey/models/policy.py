@@ -164,7 +164,8 @@ def refuse_unsupported_head(model: PreTrainedModel, name: str) -> None:
 def choose_compute_dtype(name: ComputeDtype) -> torch.dtype:
     """Return the dtype of matrix products; "auto" is bfloat16 where the processor multiplies it natively."""
     if name == "auto":
-        native = torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
         return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 

@@ -50,8 +50,8 @@ class Run:
     @property
     def was_interrupted(self) -> bool:
         """Whether the last thing heard of the run is an interruption, not a resume."""
-        kinds = [event.get("kind") for event in self.events]
-        return "interrupted" in kinds and "resumed" not in kinds[kinds.index("interrupted") :]
+        kinds = [event.get("kind") for event in self.events if event.get("kind") in ("interrupted", "resumed")]
+        return kinds[-1:] == ["interrupted"]
 
     def elapsed_s(self, step: int) -> float | None:
         """Return the training seconds from step 0 to the end of `step`; None if they were not recorded."""
