@@ -13,7 +13,7 @@ from covey.checkpoint import newest_valid_checkpoint
 from covey.config import ConfigError, Recipe, load_recipe, make_recipe
 from covey.export import export_model
 from covey.monitor.console import open_console
-from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl
+from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl, refuse_occupied
 from covey.report import write_report
 from covey.report.load import load_run
 from covey.report.stats import verdict
@@ -177,7 +177,7 @@ def prepare_run(
     resume: Path | str | None = None,
     is_custom: bool = False,
 ) -> tuple[RunDirectory, Recipe]:
-    """Return the run directory, new or to be resumed, and its resolved recipe.
+    """Return the run directory, to be made or to be resumed, and its resolved recipe.
 
     Raises:
         CoveyError: the recipe is wrong, or a resumed run would change what it has computed.
@@ -205,7 +205,8 @@ def prepare_run(
     values["run"]["name"] = name
     if is_custom:
         values["task"]["name"], values["task"]["level"] = CUSTOM_TASK, ""
-    return RunDirectory.create(parent / name), make_recipe(values)
+    refuse_occupied(parent / name)
+    return RunDirectory(parent / name), make_recipe(values)
 
 
 def find_recipe(name: str | Path | None) -> Path | None:

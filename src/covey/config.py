@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from covey.algos.registry import ALGORITHMS
+from covey.monitor.sinks import SINKS
 from covey.types import CoveyError
 
 
@@ -35,7 +36,14 @@ class RunSection(Section):
     directory: str = Field("runs", description="where run directories are made")
     seed: int = Field(0, description="of sampling and of the order of prompts")
     num_threads: NotNegative = Field(0, description="processor threads; 0 = one for each core")
-    sinks: tuple[str, ...] = Field((), description="trackers to copy the metrics to: tensorboard, wandb, mlflow, trackio")
+    sinks: tuple[str, ...] = Field((), description=f"trackers to copy the metrics to: {', '.join(SINKS)}")
+
+    @field_validator("sinks")
+    @classmethod
+    def _are_rows(cls, sinks: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(sinks) - set(SINKS):
+            raise ValueError(f"no such tracker: {', '.join(sorted(unknown))}; choose among {', '.join(SINKS)}")
+        return sinks
 
 
 class ModelSection(Section):

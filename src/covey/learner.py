@@ -75,9 +75,14 @@ class Learner:
     def update(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Metric]:
         """Make one optimizer step on the whole batch, however it is cut, and return the step's metrics.
 
+        A batch in which nothing can move the weights makes no step at all (momentum alone would move them) and has no
+        metrics.
+
         Raises:
             FloatingPointError: the gradient is not finite; weights and optimizer are untouched.
         """
+        if not rows_with_gradient(batch, has_kl=self.objective.beta != 0.0):
+            return {}
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self.accumulate_gradient(batch, progress=progress)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm))

@@ -54,7 +54,7 @@ def sample_groups(
     sampling: Sampling,
     keys: Sequence[Sequence[int]],
 ) -> tuple[list[Group], float, float]:
-    """Return one group for each prompt, with the seconds spent on sampling and on scoring. `keys` is [P][G]."""
+    """Return one group for each prompt, with the seconds spent on sampling and on scoring. `keys` holds G for each prompt."""
     started = time.monotonic()
     prompt_ids = [policy.encode(prompt.messages) for prompt in prompts]
     completions = engine.generate(prompt_ids, sampling, group_size=len(keys[0]), keys=keys)

@@ -114,7 +114,11 @@ def open_session(
         refuse_long_prompts(policy, task, max_new_tokens=recipe.sampling.max_new_tokens)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.beta else None
         learner = make_learner(recipe, policy, rewarder)
+        if not run.recipe.exists():
+            RunDirectory.create(run.path)
         closing.enter_context(run.lock())
+        sinks = SinkSet(open_sinks(recipe.run.sinks, run.path.name, run.path, recipe.model_dump()), console.warn)
+        closing.callback(sinks.close)
         checkpoint = find_checkpoint(run, recipe, task, console)
         write_text_atomic(run.recipe, recipe.to_toml())
         if not run.env.exists():
@@ -123,8 +127,6 @@ def open_session(
         progress = restore(checkpoint, policy, learner, run) if checkpoint else restart(run)
         engine = TransformersEngine(policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
-        sinks = SinkSet(open_sinks(recipe.run.sinks, run.path.name, run.path, recipe.model_dump()), console.warn)
-        closing.callback(sinks.close)
         sampling = Sampling(temperature=recipe.sampling.temperature, max_new_tokens=recipe.sampling.max_new_tokens)
         return Session(
             recipe=recipe,

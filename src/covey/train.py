@@ -56,7 +56,7 @@ def train_step(session: Session, clock: Clock) -> None:
     refuse_failing_reward(sampled, max_error_frac=recipe.reward.max_error_frac)
     proxy = session.rewarder.proxy
     metrics = rollout_metrics(sampled, reward_low=proxy.low, reward_high=proxy.high)
-    if sampled.used:  # Without a usable group there is no step at all: momentum alone would still move the weights.
+    if sampled.used:
         metrics |= update_policy(session, clock, sampled.used)
     progress.step = step
     if is_due(step, recipe.evaluation.every) or step == recipe.train.num_steps:
@@ -72,7 +72,7 @@ def train_step(session: Session, clock: Clock) -> None:
 
 
 def update_policy(session: Session, clock: Clock, groups: list[Group]) -> dict[str, Metric]:
-    """Turn groups into one optimizer step and give the engine the new weights."""
+    """Turn groups into one optimizer step and give the engine the new weights; nothing at all if no group has a gradient."""
     learner, progress, console = session.learner, session.progress, session.recorder.console
     tokens = make_tokens(groups)
     with clock.phase("scoring_s"):
@@ -82,6 +82,8 @@ def update_policy(session: Session, clock: Clock, groups: list[Group]) -> dict[s
     batch = learner.make_batch(tokens, Scores(old_logprobs=None, ref_logprobs=ref_logprobs))
     with clock.phase("update_s"):
         metrics = learner.update(batch, progress=lambda done, total: console.phase("update", done, total))
+    if not metrics:
+        return metrics
     if problem := disagreement(metric_values(metrics), session.policy.compute_dtype):
         session.recorder.event(progress.step + 1, "warning", problem)
     with clock.phase("load_weights_s"):

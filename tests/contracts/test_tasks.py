@@ -11,6 +11,7 @@ from itertools import combinations
 import pytest
 
 from covey.rewards.base import safe_score
+from covey.rewards.registry import REWARDS
 from covey.tasks.arithmetic import probes
 from covey.tasks.base import PARTS, Task, probe_sample, training_prompts
 from covey.tasks.registry import TASK_LEVELS, TASKS, find_task
@@ -24,9 +25,9 @@ every_level = pytest.mark.parametrize("level", TASK_LEVELS["arithmetic"])
 # SHA-256 of the ids of the training questions and of the three held-out parts. A change here is another benchmark:
 # results from before it can no longer be compared.
 PINNED_IDS = {
-    ("arithmetic", "easy"): "",
-    ("arithmetic", "medium"): "",
-    ("arithmetic", "hard"): "",
+    ("arithmetic", "easy"): "3275dd2b9d2e4960",
+    ("arithmetic", "medium"): "367d5b3a4c9ba968",
+    ("arithmetic", "hard"): "215514e29d5c46dc",
 }
 
 
@@ -59,12 +60,6 @@ def test_the_split_is_the_one_that_results_were_measured_on(name: str, level: st
     task = task_of(name, level)
     ids = "\n".join(prompt.prompt_id for prompt in [*task.train, *held_out(task)])
     assert hashlib.sha256(ids.encode()).hexdigest()[:16] == PINNED_IDS[name, level]
-
-
-@every_row
-def test_making_the_task_again_gives_the_same_questions(name: str, level: str):
-    first, second = task_of(name, level), find_task(name, level=level)
-    assert (first.train, first.held_out) == (second.train, second.held_out)
 
 
 @every_row
@@ -176,18 +171,19 @@ def test_held_out_questions_show_the_operators_in_the_shares_of_all_questions(le
 @every_level
 def test_the_probes_of_any_question_are_judged_as_they_say(level: str):
     task = task_of("arithmetic", level)
-    gold = task.gold
-    assert gold is not None
+    assert task.gold == GOLD
     # The last ones too, and questions whose answer is 0, where "-0" and "00" are right.
     chosen = [*task.train[-40:], *(prompt for prompt in task.train if prompt.answer == 0)][:60]
     wrong = [
         (probe.prompt.text, probe.completion)
         for prompt in chosen
         for probe in probes(prompt)
-        if safe_score(gold, probe_sample(probe)).value != float(probe.is_right)
+        if safe_score(GOLD, probe_sample(probe)).value != float(probe.is_right)
     ]
     assert wrong == []
 
+
+GOLD = REWARDS["asserted_number"]
 
 # n is the answer. None of these says that the answer is n and nothing else.
 CHEATS = {
@@ -222,17 +218,19 @@ CHEATS = {
 }
 
 
+def some_prompts(*, smallest_answer: int) -> list[Prompt]:
+    """Return questions of every level."""
+    trained = [task_of("arithmetic", level).train for level in TASK_LEVELS["arithmetic"]]
+    return [prompt for prompts in trained for prompt in prompts[:60] if prompt.answer >= smallest_answer]
+
+
 @pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS)
-@every_level
-def test_gold_pays_no_cheat(level: str, cheat: str):
-    task = task_of("arithmetic", level)
-    assert task.gold is not None
-    prompts = [prompt for prompt in task.train if prompt.answer > 9][:20]
+def test_gold_pays_no_cheat(cheat: str):
     paid = []
-    for prompt in prompts:
+    for prompt in some_prompts(smallest_answer=10):
         n = prompt.answer
         completion = cheat.format(n=n, before=n - 1, after=n + 1, spread=" ".join(str(n)))
-        if safe_score(task.gold, make_sample(completion, prompt=prompt)).value != 0.0:
+        if safe_score(GOLD, make_sample(completion, prompt=prompt)).value != 0.0:
             paid.append(f"{completion[:40]!r} to {prompt.text!r}")
     assert paid == []
 
@@ -254,11 +252,11 @@ RIGHT_ANSWERS = {
 
 
 @pytest.mark.parametrize("wording", RIGHT_ANSWERS.values(), ids=RIGHT_ANSWERS)
-@every_level
-def test_gold_pays_right_answers_in_any_of_these_wordings(level: str, wording: str):
-    task = task_of("arithmetic", level)
-    assert task.gold is not None
-    for prompt in task.train[:20]:
+def test_gold_pays_a_right_answer_in_any_of_these_wordings(wording: str):
+    unpaid = []
+    for prompt in some_prompts(smallest_answer=0):
         wide = "".join(chr(0xFF10 + int(digit)) for digit in str(prompt.answer))
         completion = wording.format(n=prompt.answer, expression=prompt.tags["expression"], wide=wide)
-        assert safe_score(task.gold, make_sample(completion, prompt=prompt)).value == 1.0, completion
+        if safe_score(GOLD, make_sample(completion, prompt=prompt)).value != 1.0:
+            unpaid.append(f"{completion!r} to {prompt.text!r}")
+    assert unpaid == []

@@ -18,9 +18,9 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """Return `group_size` completions for each prompt, in order.
 
-        `keys` [P][G] are the stream keys of `covey.sampling`: token t of a completion is drawn with number t of its
-        stream, by inverse CDF over the vocabulary in token order. Equal keys, prompt and weights give equal tokens
-        as long as the batch is laid out equally.
+        `keys` holds one stream key of `covey.sampling` for each completion of each prompt: token t of a completion is
+        drawn with number t of its stream, by inverse CDF over the vocabulary in token order. Equal keys, prompt and
+        weights give equal tokens as long as the batch is laid out equally.
         """
         ...
 

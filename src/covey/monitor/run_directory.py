@@ -63,13 +63,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """Make the directory of a new run. Lock it and write `recipe.toml` next: that file makes it a run.
-
-        A directory with nothing but hidden files in it is taken too: a run killed before its first file leaves that.
-        """
+        """Make the directory of a new run. Lock it and write `recipe.toml` next: that file makes it a run."""
         path = Path(path)
-        if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-            raise CoveyError(f"{path} is not empty: choose another name, or continue the run in it with --resume")
+        refuse_occupied(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(exist_ok=True)
         path.chmod(0o700)
@@ -189,6 +185,12 @@ def _lock_owner(path: Path) -> str:
 def _boot_id() -> str | None:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else None
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise if `path` holds anything but hidden files: a new run overwrites nothing."""
+    if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise CoveyError(f"{path} is not empty: choose another name, or continue the run in it with --resume")
 
 
 def free_run_name(parent: Path, base: str) -> str:

@@ -12,7 +12,8 @@ from covey.types import CoveyError, Prompt
 
 Part = Literal["choose", "guard", "test"]
 PARTS: tuple[Part, ...] = ("choose", "guard", "test")
-"""Held-out parts: checkpoints are chosen on the first, the guard looks at the second, the third is for the end alone."""
+"""Held-out parts. The first is for choosing (settings, checkpoints), the second for watching over a run independently of
+such choices, the third for the figures that are reported: nothing may be chosen on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,385 @@
+"""Sampling a step's groups: which prompt a reward belongs to, what is kept, what is drawn again, what is reported."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from covey.engines.scripted import ScriptedEngine
+from covey.metrics import Metric, metric_values
+from covey.models.policy import Policy
+from covey.rewards.base import Rewarder, Sample, reward_from_function
+from covey.rollout import (
+    RolloutSpec,
+    SampledGroups,
+    refuse_failing_reward,
+    rollout_metrics,
+    rollout_rows,
+    sample_groups,
+    sample_step,
+)
+from covey.sampling import Sampling, rollout_keys
+from covey.types import Completion, CoveyError, Group, Prompt
+from tests.builders import END, make_group, make_prompt, make_reward, make_rollout
+
+GROUP_SIZE = 3
+SAMPLING = Sampling(max_new_tokens=40)
+
+
+class Answering(ScriptedEngine):
+    """Answers "<last word of the question>/<sample>" and remembers the keys it was given."""
+
+    def __init__(self, policy: Policy):
+        def script(prompt_ids: list[int], sample: int) -> list[int]:
+            question = policy.decode(prompt_ids).split("\n")[1]
+            return [*f"{question.split()[-1]}/{sample}".encode(), END]
+
+        super().__init__(script, stop_ids=frozenset({END}))
+        self.keys: list[list[list[int]]] = []
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, group_size: int, keys: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        self.keys.append([list(group) for group in keys])
+        return super().generate(prompts, sampling, group_size=group_size, keys=keys)
+
+
+class Stream:
+    """Hands out numbered prompts and counts them."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def __call__(self, count: int) -> list[Prompt]:
+        start = sum(self.counts)
+        self.counts.append(count)
+        return [make_prompt(f"q{number}", f"Say {number}", answer=number) for number in range(start, start + count)]
+
+
+def spec(*, prompts_per_step: int = 4, max_draws: int = 1, drop_flat_groups: bool = True) -> RolloutSpec:
+    return RolloutSpec(
+        sampling=SAMPLING,
+        prompts_per_step=prompts_per_step,
+        group_size=GROUP_SIZE,
+        max_draws=max_draws,
+        drop_flat_groups=drop_flat_groups,
+        seed=5,
+    )
+
+
+def step_of(
+    policy: Policy, score: Callable[[int, int], float | None], options: RolloutSpec, *, stream: Stream, engine: Answering | None = None
+) -> SampledGroups:
+    """Sample a step in which `score` (number of the prompt, sample) is the reward."""
+
+    def reward(completion: str) -> float | None:
+        number, _, sample = completion.partition("/")
+        return score(int(number), int(sample))
+
+    rewarder = Rewarder(proxy=reward_from_function(reward, low=-1e6, high=1e6), gold=None)
+    return sample_step(stream, options, step=2, policy=policy, engine=engine or Answering(policy), rewarder=rewarder)
+
+
+def ids_of(groups: Sequence[Group]) -> list[str]:
+    return [group.prompt.prompt_id for group in groups]
+
+
+# --- which reward belongs to which prompt ------------------------------------------------------------------------------
+
+
+def test_every_reward_belongs_to_its_prompt_and_sample(shared_tiny_policy: Policy):
+    sampled = step_of(shared_tiny_policy, lambda number, sample: 100 * number + sample, spec(), stream=Stream())
+    assert [group.scored_rewards for group in sampled.used] == [
+        [100.0 * number + sample for sample in range(GROUP_SIZE)] for number in range(4)
+    ]
+    assert ids_of(sampled.used) == ["q0", "q1", "q2", "q3"]
+
+
+def test_a_reward_sees_prompt_answer_and_completion_of_one_row(shared_tiny_policy: Policy):
+    seen: list[Sample] = []
+
+    def remember(sample: Sample) -> float:
+        seen.append(sample)
+        return 0.0
+
+    prompts = Stream()(5)
+    keys = [[0] * GROUP_SIZE] * 5
+    rewarder = Rewarder(proxy=make_reward(remember), gold=None)
+    engine = Answering(shared_tiny_policy)
+    sample_groups(prompts, policy=shared_tiny_policy, engine=engine, rewarder=rewarder, sampling=SAMPLING, keys=keys)
+    assert [(sample.prompt.answer, sample.completion) for sample in seen] == [
+        (number, f"{number}/{sample}") for number in range(5) for sample in range(GROUP_SIZE)
+    ]
+    assert all(sample.num_tokens == len(sample.completion) + 1 and not sample.is_truncated for sample in seen)
+
+
+def test_a_rollout_holds_the_tokens_of_its_prompt_and_completion(shared_tiny_policy: Policy):
+    sampled = step_of(shared_tiny_policy, lambda number, sample: sample, spec(), stream=Stream())
+    for group in sampled.used:
+        for rollout in group.rollouts:
+            assert rollout.prompt_ids == shared_tiny_policy.encode(group.prompt.messages)
+            assert rollout.completion.token_ids == [*rollout.text.encode(), END]
+
+
+def test_a_completion_that_hits_the_limit_is_truncated_for_its_reward(shared_tiny_policy: Policy):
+    seen: list[bool] = []
+    rewarder = Rewarder(proxy=make_reward(lambda sample: float(seen.append(sample.is_truncated) or 0)), gold=None)
+    engine = ScriptedEngine(lambda prompt, sample: [65] * 9 + [END], stop_ids=frozenset({END}))
+    sample_groups(
+        Stream()(1), policy=shared_tiny_policy, engine=engine, rewarder=rewarder, sampling=Sampling(max_new_tokens=9), keys=[[0]]
+    )
+    assert seen == [True]
+
+
+def test_proxy_and_gold_score_the_same_completion(shared_tiny_policy: Policy):
+    rewarder = Rewarder(
+        proxy=reward_from_function(lambda completion: int(completion[-1]) / 2),
+        gold=reward_from_function(lambda completion: 1 - int(completion[-1]) / 2),
+    )
+    groups, _, _ = sample_groups(
+        Stream()(2),
+        policy=shared_tiny_policy,
+        engine=Answering(shared_tiny_policy),
+        rewarder=rewarder,
+        sampling=SAMPLING,
+        keys=[[0] * GROUP_SIZE] * 2,
+    )
+    for group in groups:
+        assert [(rollout.reward.value, rollout.gold and rollout.gold.value) for rollout in group.rollouts] == [
+            (0.0, 1.0),
+            (0.5, 0.5),
+            (1.0, 0.0),
+        ]
+
+
+def test_the_keys_are_named_by_seed_step_draw_and_prompt(shared_tiny_policy: Policy):
+    engine = Answering(shared_tiny_policy)
+    step_of(
+        shared_tiny_policy,
+        lambda number, sample: sample if number else 0,
+        spec(prompts_per_step=2, max_draws=2),
+        stream=Stream(),
+        engine=engine,
+    )
+
+    def key(draw: int, prompt_id: str) -> list[int]:
+        return rollout_keys(5, "rollout", step=2, draw=draw, prompt_id=prompt_id, group_size=GROUP_SIZE)
+
+    assert engine.keys == [[key(0, "q0"), key(0, "q1")], [key(1, "q2")]]
+
+
+# --- what is kept and what is drawn again ------------------------------------------------------------------------------
+
+
+def odd_is_flat(number: int, sample: int) -> float:
+    return 1.0 if number % 2 else sample
+
+
+def test_flat_groups_are_dropped(shared_tiny_policy: Policy):
+    sampled = step_of(shared_tiny_policy, odd_is_flat, spec(), stream=Stream())
+    assert (ids_of(sampled.used), ids_of(sampled.dropped)) == (["q0", "q2"], ["q1", "q3"])
+
+
+def test_flat_groups_are_kept_on_request(shared_tiny_policy: Policy):
+    sampled = step_of(shared_tiny_policy, odd_is_flat, spec(drop_flat_groups=False), stream=Stream())
+    assert (ids_of(sampled.used), sampled.dropped) == (["q0", "q1", "q2", "q3"], [])
+
+
+@pytest.mark.parametrize("drop_flat_groups", [True, False])
+def test_a_group_in_which_nothing_could_be_scored_is_always_dropped(shared_tiny_policy: Policy, drop_flat_groups: bool):
+    sampled = step_of(
+        shared_tiny_policy, lambda number, sample: None if number == 1 else sample, spec(drop_flat_groups=drop_flat_groups), stream=Stream()
+    )
+    assert ids_of(sampled.dropped) == ["q1"]
+
+
+def test_a_group_with_two_different_scores_is_kept_though_one_is_missing(shared_tiny_policy: Policy):
+    sampled = step_of(shared_tiny_policy, lambda number, sample: None if sample == 1 else sample, spec(), stream=Stream())
+    assert len(sampled.used) == 4
+    assert sampled.used[0].scored_rewards == [0.0, 2.0]
+
+
+def test_one_draw_asks_for_prompts_once(shared_tiny_policy: Policy):
+    stream = Stream()
+    step_of(shared_tiny_policy, odd_is_flat, spec(), stream=stream)
+    assert stream.counts == [4]
+
+
+def test_later_draws_ask_for_as_many_prompts_as_are_missing(shared_tiny_policy: Policy):
+    stream = Stream()
+    sampled = step_of(shared_tiny_policy, odd_is_flat, spec(max_draws=5), stream=stream)
+    assert stream.counts == [4, 2, 1, 1]
+    assert ids_of(sampled.used) == ["q0", "q2", "q4", "q6"]
+    assert ids_of(sampled.dropped) == ["q1", "q3", "q5", "q7"]
+    assert sampled.draws == [0, 0, 1, 2, 0, 0, 1, 3]
+
+
+def test_no_further_draw_is_made_when_no_group_is_missing(shared_tiny_policy: Policy):
+    stream = Stream()
+    sampled = step_of(shared_tiny_policy, lambda number, sample: sample, spec(max_draws=5), stream=stream)
+    assert (stream.counts, sampled.dropped) == ([4], [])
+
+
+def test_draws_end_at_their_limit(shared_tiny_policy: Policy):
+    stream = Stream()
+    sampled = step_of(shared_tiny_policy, lambda number, sample: 1.0, spec(max_draws=3), stream=stream)
+    assert stream.counts == [4, 4, 4]
+    assert (sampled.used, len(sampled.dropped)) == ([], 12)
+
+
+def test_sampling_and_scoring_are_timed_over_all_draws(shared_tiny_policy: Policy):
+    sampled = step_of(shared_tiny_policy, odd_is_flat, spec(max_draws=2), stream=Stream())
+    assert 0 < sampled.rollout_s < 5
+    assert 0 < sampled.reward_s < 5
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def group_of(*rollouts: tuple[float | None, float | None], lengths: Sequence[int] = (2, 2), prompt_id: str = "p") -> Group:
+    """Return a group of (reward, gold) pairs."""
+    return Group(
+        prompt=make_prompt(prompt_id),
+        rollouts=tuple(
+            make_rollout(reward, gold=gold, length=length) for (reward, gold), length in zip(rollouts, lengths, strict=True)
+        ),
+    )
+
+
+HAND_MADE = SampledGroups(
+    used=[group_of((1.0, 1.0), (0.0, 0.0), lengths=(3, 5))],
+    dropped=[
+        group_of((1.0, 0.0), (1.0, 0.0)),
+        group_of((0.0, 0.0), (0.0, 0.0)),
+        group_of((0.5, 0.0), (0.5, 0.0)),
+        group_of((None, None), (None, 1.0)),
+    ],
+    draws=[0, 0, 0, 1, 1],
+    rollout_s=0.0,
+    reward_s=0.0,
+)
+
+
+def values_of(sampled: SampledGroups) -> dict[str, float | None]:
+    metrics: dict[str, Metric] = rollout_metrics(sampled, reward_low=0.0, reward_high=1.0)
+    return metric_values(metrics)
+
+
+def test_the_metrics_of_a_hand_made_step():
+    assert values_of(HAND_MADE) == pytest.approx(
+        {
+            "reward/mean": 0.5,
+            "reward/std": math.sqrt((4 * 0.25 + 0.25 * 2) / 7) if False else math.sqrt(6 * 0.25 / 7),
+            "reward/error_frac": 0.2,
+            "gold/mean": 2 / 9,
+            "group/usable_frac": 0.2,
+            "group/all_correct_frac": 0.2,
+            "group/all_wrong_frac": 0.2,
+            "group/num_sampled": 5,
+            "group/num_used": 1,
+            "completion/length_mean": 2.4,
+            "completion/length_max": 5,
+            "completion/truncated_frac": 0.0,
+            "tokens/generated": 24,
+        }
+    )
+
+
+def test_a_group_that_is_flat_between_the_ends_is_neither_all_correct_nor_all_wrong():
+    sampled = SampledGroups(used=[], dropped=[make_group([0.5, 0.5])], draws=[0], rollout_s=0.0, reward_s=0.0)
+    values = values_of(sampled)
+    assert (values["group/all_correct_frac"], values["group/all_wrong_frac"], values["group/usable_frac"]) == (0.0, 0.0, 0.0)
+
+
+def test_the_ends_of_the_range_are_those_of_the_reward():
+    sampled = SampledGroups(used=[], dropped=[make_group([5.0, 5.0]), make_group([-5.0, -5.0])], draws=[0, 0], rollout_s=0.0, reward_s=0.0)
+    metrics = rollout_metrics(sampled, reward_low=-5.0, reward_high=5.0)
+    assert (metrics["group/all_correct_frac"].value, metrics["group/all_wrong_frac"].value) == (0.5, 0.5)
+
+
+def test_a_kept_flat_group_is_used_and_still_not_usable():
+    sampled = SampledGroups(used=[make_group([1.0, 1.0])], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    values = values_of(sampled)
+    assert (values["group/num_used"], values["group/usable_frac"]) == (1.0, 0.0)
+
+
+def test_truncated_completions_are_counted_as_a_share():
+    group = Group(prompt=make_prompt(), rollouts=(make_rollout(0.0, is_truncated=True), make_rollout(1.0), make_rollout(1.0), make_rollout(1.0)))
+    sampled = SampledGroups(used=[group], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    assert values_of(sampled)["completion/truncated_frac"] == 0.25
+
+
+def test_parts_are_averaged_over_the_rollouts_that_have_them():
+    group = Group(prompt=make_prompt(), rollouts=(make_rollout(0.0, form=0.5, style=1.0), make_rollout(1.0, form=0.0), make_rollout(1.0)))
+    values = values_of(SampledGroups(used=[group], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0))
+    assert (values["reward/part/form"], values["reward/part/style"]) == (0.25, 1.0)
+
+
+def test_without_any_score_mean_and_deviation_are_unknown_and_no_zero():
+    sampled = SampledGroups(used=[], dropped=[make_group([None, None])], draws=[0], rollout_s=0.0, reward_s=0.0)
+    values = values_of(sampled)
+    assert (values["reward/mean"], values["reward/std"], values["gold/mean"]) == (None, None, None)
+    assert values["reward/error_frac"] == 1.0
+
+
+def test_a_run_without_verifier_has_no_gold_mean():
+    sampled = SampledGroups(used=[make_group([0.0, 1.0])], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    assert values_of(sampled)["gold/mean"] is None
+
+
+# --- failing rewards ---------------------------------------------------------------------------------------------------
+
+
+def failing(num_failed: int, of: int = 10) -> SampledGroups:
+    rewards = [None] * num_failed + [0.0] * (of - num_failed)
+    return SampledGroups(used=[make_group(rewards)], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+
+
+@pytest.mark.parametrize("num_failed", [0, 1, 2])
+def test_failures_up_to_the_declared_share_pass(num_failed: int):
+    refuse_failing_reward(failing(num_failed), max_error_frac=0.2)
+
+
+def test_more_failures_than_declared_are_refused_with_the_first():
+    with pytest.raises(CoveyError, match=r"could not score 3 of 10 completions, more than reward\.max_error_frac=0\.2.*\nit failed"):
+        refuse_failing_reward(failing(3), max_error_frac=0.2)
+
+
+def test_a_single_failure_is_refused_where_none_is_allowed():
+    with pytest.raises(CoveyError, match="1 of 10"):
+        refuse_failing_reward(failing(1), max_error_frac=0.0)
+
+
+def test_failures_in_dropped_groups_count():
+    sampled = SampledGroups(used=[make_group([0.0, 1.0])], dropped=[make_group([None, None])], draws=[0, 0], rollout_s=0.0, reward_s=0.0)
+    with pytest.raises(CoveyError, match="2 of 4"):
+        refuse_failing_reward(sampled, max_error_frac=0.1)
+
+
+# --- rows --------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_say_of_every_completion_what_it_was_worth_and_whether_it_was_used():
+    rows = rollout_rows(HAND_MADE)
+    assert [(row["draw"], row["sample"], row["reward"], row["gold"], row["used"]) for row in rows] == [
+        (0, 0, 1.0, 1.0, True),
+        (0, 1, 0.0, 0.0, True),
+        (0, 0, 1.0, 0.0, False),
+        (0, 1, 1.0, 0.0, False),
+        (0, 0, 0.0, 0.0, False),
+        (0, 1, 0.0, 0.0, False),
+        (1, 0, 0.5, 0.0, False),
+        (1, 1, 0.5, 0.0, False),
+        (1, 0, None, None, False),
+        (1, 1, None, 1.0, False),
+    ]
+    assert [row["error"] for row in rows if row["error"]] == ["it failed", "it failed"]
+
+
+def test_parts_are_written_as_json():
+    group = Group(prompt=make_prompt(), rollouts=(make_rollout(0.5, form=0.5),))
+    [row] = rollout_rows(SampledGroups(used=[group], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0))
+    assert json.loads(str(row["parts"])) == {"form": 0.5}
