@@ -53,11 +53,13 @@ def main() -> None:
 
 
 def run_seed(recipe: str, seed: int, directory: Path) -> dict[str, Any]:
-    """Return the figures of one training run, read from its run directory."""
+    """Return the figures of one training run, read from its run directory; an unfinished one is resumed."""
     name = f"{recipe}-seed-{seed}"
-    overrides = [f"run.seed={seed}", f"run.directory={directory}", f"run.name={name}"]
-    subprocess.run([sys.executable, "-c", "from covey.cli import main; main()", "train", recipe, *overrides], check=True)
     path = directory / name
+    overrides = [recipe, f"run.seed={seed}", f"run.directory={directory}", f"run.name={name}"]
+    arguments = ["--resume", str(path)] if (path / "recipe.toml").exists() else overrides
+    if not is_finished(path):
+        subprocess.run([sys.executable, "-c", "from covey.cli import main; main()", "train", *arguments], check=True)
     evaluations = read_jsonl(path / "eval.jsonl")
     timing = read_jsonl(path / "timing.jsonl")
 
@@ -87,6 +89,11 @@ def run_seed(recipe: str, seed: int, directory: Path) -> dict[str, Any]:
         "length_after": after["length_mean"],
         "median_step_s": median_step_s(timing),
     }
+
+
+def is_finished(path: Path) -> bool:
+    """Return whether the run has measured the test part after training, which is the last thing it does."""
+    return any(record["part"] == "test" and record["step"] > 0 for record in read_jsonl(path / "eval.jsonl"))
 
 
 def median_step_s(timing: list[dict[str, Any]]) -> float:

@@ -84,7 +84,9 @@ def resume_digits(directory: Path, name: str, **changes: Any) -> Run:
     return covey.train(**(arguments | changes))
 
 
-def at_step(run: Path, step: int, act: Callable[[], Any], reward: Callable[[str], float] = digit_share) -> Callable[[str], float]:
+def at_step(
+    run: Path, step: int, act: Callable[[], Any], reward: Callable[[str], float] = digit_share
+) -> Callable[[str], float]:
     """Return the reward as a function that also calls `act`, once, in the midst of `step` (0: before training)."""
     has_acted = False
 

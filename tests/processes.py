@@ -97,11 +97,15 @@ def wait_for(condition: Callable[[], bool], running: Running) -> None:
 def _call(
     function: Callable[..., Any], arguments: tuple[Any, ...], directory: Path, environment: Mapping[str, str], streams: Path
 ) -> None:
-    for descriptor, name, flags in ((0, "in", os.O_RDONLY), (1, "out", os.O_WRONLY | os.O_CREAT), (2, "err", os.O_WRONLY | os.O_CREAT)):
+    for descriptor, name, flags in (
+        (0, "in", os.O_RDONLY),
+        (1, "out", os.O_WRONLY | os.O_CREAT),
+        (2, "err", os.O_WRONLY | os.O_CREAT),
+    ):
         opened = os.open(streams / name, flags, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115: it lives as long as the process
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
     os.environ.update(environment)
     os.chdir(directory)
     sys.path.insert(0, str(directory))

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import torch
+from tests.builders import END, make_completion, make_prompt
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +19,6 @@ from covey.learner import Learner, LearnerSpec, ScoringSpec
 from covey.models.policy import Policy
 from covey.tensors import Batch, GroupStats, Scores, Tokens
 from covey.types import Group, Rollout, Score
-from tests.builders import END, make_completion, make_prompt
 
 TEMPERATURE = 0.7
 MAX_NEW_TOKENS = 16
@@ -110,7 +110,7 @@ def make_batch(groups: Sequence[Group], objective: Objective, scores: Scores) ->
 
 
 def shifted_scores(model: PreTrainedModel, groups: Sequence[Group], *, has_reference: bool, seed: int = 1) -> Scores:
-    """Return old (and reference) log-probs that differ from the model's by up to a few tenths, so that some ratios are clipped."""
+    """Return old (and reference) log-probs some tenths away from the model's, so that some ratios are clipped."""
     generator = torch.Generator().manual_seed(seed)
     tokens = make_tokens(groups)
     logprobs = slow_logprobs(model, groups).detach() * tokens.completion_mask

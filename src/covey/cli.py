@@ -155,8 +155,6 @@ def evaluate(
         f"[{summary['gold_low']:.3f}, {summary['gold_high']:.3f}], proxy {summary['proxy_mean']:.3f}, "
         f"{summary['length_mean']:.1f} tokens a completion"
     )
-    if policy.identity.note:
-        typer.echo(f"({policy.identity.note})")
 
 
 @app.command()
@@ -213,6 +211,8 @@ def open_model(name: str) -> tuple[Policy, Engine]:
 
     is_run = (Path(name) / "recipe.toml").is_file()
     policy = load_policy(str(open_run(name).model_path) if is_run else name, progress=say)
+    if policy.identity.note:
+        say(f"{name}: {policy.identity.note}")
     return policy, TransformersEngine(policy)
 
 

@@ -111,6 +111,8 @@ def open_session(
             compute_dtype=recipe.model.compute_dtype,
             progress=console.note,
         )
+        if policy.uses_plain_template:
+            console.note(f"{recipe.model.name} has no chat template; prompts look like this: {show_prompt(policy, task)!r}")
         refuse_long_prompts(policy, task, max_new_tokens=recipe.sampling.max_new_tokens)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.beta else None
         learner = make_learner(recipe, policy, rewarder)
@@ -189,6 +191,11 @@ def make_learner(recipe: Recipe, policy: Policy, rewarder: Rewarder) -> Learner:
             max_new_tokens=recipe.sampling.max_new_tokens,
         ),
     )
+
+
+def show_prompt(policy: Policy, task: Task) -> str:
+    """Return the first training prompt exactly as the model sees it."""
+    return str(policy.tokenizer.decode(policy.encode(task.train[0].messages)))
 
 
 def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from tests.builders import END, make_prompt, shake
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
@@ -23,7 +24,6 @@ from covey.models.policy import Policy
 from covey.models.scoring import plan_packs, score_completions
 from covey.sampling import Sampling, stream_key, uniform
 from covey.types import Completion, CoveyError, Group, Rollout, Score
-from tests.builders import END, make_prompt, shake
 
 # Several end ids, and so many that completions of all lengths end by themselves.
 STOP_IDS = frozenset({END, *range(3, 256, 9)})
@@ -78,7 +78,12 @@ def keys_of(num_prompts: int, group_size: int, *, name: str = "test") -> list[li
 
 
 def generate(
-    engine: Engine, prompts: Sequence[list[int]], *, sampling: Sampling = SAMPLING, group_size: int = GROUP_SIZE, name: str = "test"
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling = SAMPLING,
+    group_size: int = GROUP_SIZE,
+    name: str = "test",
 ) -> list[list[Completion]]:
     return engine.generate(prompts, sampling, group_size=group_size, keys=keys_of(len(prompts), group_size, name=name))
 
@@ -96,14 +101,17 @@ def as_groups(prompts: Sequence[list[int]], completions: Sequence[Sequence[Compl
         Group(
             prompt=make_prompt(str(index)),
             rollouts=tuple(
-                Rollout(prompt_ids=ids, completion=completion, text="", reward=Score(value=0.0), gold=None) for completion in group
+                Rollout(prompt_ids=ids, completion=completion, text="", reward=Score(value=0.0), gold=None)
+                for completion in group
             ),
         )
         for index, (ids, group) in enumerate(zip(prompts, completions, strict=True))
     ]
 
 
-def trainer_gap(policy: Policy, prompts: Sequence[list[int]], completions: Sequence[Sequence[Completion]], temperature: float) -> float:
+def trainer_gap(
+    policy: Policy, prompts: Sequence[list[int]], completions: Sequence[Sequence[Completion]], temperature: float
+) -> float:
     """Return the largest distance between the engine's log-probs and the trainer's, each row scored by itself."""
     tokens = make_tokens(as_groups(prompts, completions))
     packs = plan_packs(tokens, range(len(tokens.completion_ids)), max_shared_tokens=0)
@@ -171,7 +179,9 @@ def test_every_end_token_ends_a_completion(make_engine: MakeEngine, shared_polic
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_no_completion_is_longer_than_allowed(make_engine: MakeEngine, shared_policy: Policy, limit: int):
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=limit)
-    lengths = [len(completion.token_ids) for completion in flat(generate(make_engine(shared_policy), PROMPTS, sampling=sampling))]
+    lengths = [
+        len(completion.token_ids) for completion in flat(generate(make_engine(shared_policy), PROMPTS, sampling=sampling))
+    ]
     assert max(lengths) == limit
 
 
@@ -227,7 +237,9 @@ def test_logprobs_of_greedy_completions_are_those_at_temperature_1(make_engine: 
 
 @every_sampler
 def test_a_greedy_token_is_the_likeliest_of_a_full_forward_pass(make_engine: MakeEngine, shared_policy: Policy):
-    groups = generate(make_engine(shared_policy), PROMPTS, sampling=dataclasses.replace(SAMPLING, temperature=0.0), group_size=1)
+    groups = generate(
+        make_engine(shared_policy), PROMPTS, sampling=dataclasses.replace(SAMPLING, temperature=0.0), group_size=1
+    )
     for prompt, [completion] in zip(PROMPTS, groups, strict=True):
         logits = shared_policy.model(torch.tensor([prompt + completion.token_ids])).logits[0, len(prompt) - 1 : -1]
         assert logits.argmax(dim=-1).tolist() == completion.token_ids
@@ -328,11 +340,18 @@ def test_cutting_the_batch_changes_no_token(shared_policy: Policy, max_batch_tok
     assert tokens_of(cut) == tokens_of(whole)
 
 
-def test_progress_counts_prompts_to_the_last(shared_policy: Policy):
+@pytest.mark.parametrize("max_batch_tokens", [1, 65536])
+def test_progress_rises_to_the_last_part_of_a_known_total(shared_policy: Policy, max_batch_tokens: int):
     seen: list[tuple[int, int]] = []
-    engine = TransformersEngine(shared_policy, max_batch_tokens=1, progress=lambda done, total: seen.append((done, total)))
+    engine = TransformersEngine(
+        shared_policy, max_batch_tokens=max_batch_tokens, progress=lambda done, total: seen.append((done, total))
+    )
     generate(engine, PROMPTS)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    num_chunks = len(PROMPTS) if max_batch_tokens == 1 else 1
+    done = [item for item, _ in seen]
+    assert {total for _, total in seen} == {num_chunks * SAMPLING.max_new_tokens}
+    assert done == sorted(set(done))
+    assert (num_chunks - 1) * SAMPLING.max_new_tokens < done[-1] <= num_chunks * SAMPLING.max_new_tokens
 
 
 def test_a_closed_engine_holds_no_model(policy: Policy):
@@ -411,7 +430,9 @@ def test_random_rows_agree_with_a_slow_inverse_cdf():
     probabilities = (logits.double() / 0.7).softmax(dim=-1).tolist()
     expected = [inverse_cdf(row, number) for row, number in zip(probabilities, numbers, strict=True)]
     assert tokens.tolist() == expected
-    assert logprobs.exp().tolist() == pytest.approx([row[token] for row, token in zip(probabilities, expected, strict=True)], rel=1e-5)
+    assert logprobs.exp().tolist() == pytest.approx(
+        [row[token] for row, token in zip(probabilities, expected, strict=True)], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import combinations
 
 import pytest
+from tests.builders import make_sample
 
 from covey.rewards.base import safe_score
 from covey.rewards.registry import REWARDS
@@ -16,7 +17,6 @@ from covey.tasks.arithmetic import probes
 from covey.tasks.base import PARTS, Task, probe_sample, training_prompts
 from covey.tasks.registry import TASK_LEVELS, TASKS, find_task
 from covey.types import CoveyError, Prompt
-from tests.builders import make_sample
 
 ROWS = [(name, level) for name in TASKS for level in TASK_LEVELS[name]]
 every_row = pytest.mark.parametrize(("name", "level"), ROWS)
@@ -25,9 +25,9 @@ every_level = pytest.mark.parametrize("level", TASK_LEVELS["arithmetic"])
 # SHA-256 of the ids of the training questions and of the three held-out parts. A change here is another benchmark:
 # results from before it can no longer be compared.
 PINNED_IDS = {
-    ("arithmetic", "easy"): "3275dd2b9d2e4960",
-    ("arithmetic", "medium"): "367d5b3a4c9ba968",
-    ("arithmetic", "hard"): "215514e29d5c46dc",
+    ("arithmetic", "easy"): "b8301626316aee37",
+    ("arithmetic", "medium"): "8488b1a4abb91fe2",
+    ("arithmetic", "hard"): "7b72e1e60c2cda14",
 }
 
 
@@ -221,7 +221,7 @@ CHEATS = {
 def some_prompts(*, smallest_answer: int) -> list[Prompt]:
     """Return questions of every level."""
     trained = [task_of("arithmetic", level).train for level in TASK_LEVELS["arithmetic"]]
-    return [prompt for prompts in trained for prompt in prompts[:60] if prompt.answer >= smallest_answer]
+    return [prompt for prompts in trained for prompt in prompts[:25] if prompt.answer >= smallest_answer]
 
 
 @pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS)

@@ -8,16 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from covey.algos.objective import Objective
-from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
-from covey.learner import Learner, rows_with_gradient
-from covey.metrics import metric_values
-from covey.models.policy import Policy
-from covey.tensors import Batch, Scores
-from covey.types import Group, Message
 from tests.builders import END
 from tests.tiny_batches import (
     REWARDS,
@@ -30,6 +20,16 @@ from tests.tiny_batches import (
     slow_loss,
     widened,
 )
+from torch import Tensor, nn
+
+from covey.algos.objective import Objective
+from covey.algos.registry import ALGORITHMS
+from covey.algos.surrogates import Clip
+from covey.learner import Learner, rows_with_gradient
+from covey.metrics import metric_values
+from covey.models.policy import Policy
+from covey.tensors import Batch, Scores
+from covey.types import Group, Message
 
 ON_POLICY = Scores(old_logprobs=None, ref_logprobs=None)
 
@@ -88,9 +88,7 @@ def test_the_gradient_is_the_textbook_one_however_the_step_is_cut(
     scores, _, expected = textbook[name, beta]
     objective = objective_of(name, beta=beta)
     batch = make_batch(ragged_groups(), objective, scores)
-    found = step_gradient(
-        shared_tiny_policy64, objective, batch, max_tokens=max_tokens, max_shared_tokens=max_shared_tokens
-    )
+    found = step_gradient(shared_tiny_policy64, objective, batch, max_tokens=max_tokens, max_shared_tokens=max_shared_tokens)
     assert relative_error(found, expected) < 1e-10
 
 
@@ -305,9 +303,7 @@ def test_rows_whose_advantage_is_exactly_zero_are_skipped_unless_there_is_a_kl_t
 
 
 @every_row
-def test_skipping_rows_changes_no_gradient(
-    shared_tiny_policy64: Policy, name: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_skipping_rows_changes_no_gradient(shared_tiny_policy64: Policy, name: str, monkeypatch: pytest.MonkeyPatch):
     objective = objective_of(name)
     batch = make_batch(ragged_groups(), objective, ON_POLICY)
     skipping = step_gradient(shared_tiny_policy64, objective, batch)
@@ -357,7 +353,7 @@ def test_a_gradient_left_over_from_before_does_not_leak_into_an_update(tiny_poli
     batch = make_batch(ragged_groups(), objective, ON_POLICY)
     other = dataclasses.replace(tiny_policy, model=copy.deepcopy(tiny_policy.model))
     clean, dirty = make_learner(tiny_policy, objective), make_learner(other, objective)
-    dirty.accumulate_gradient(batch)
+    dirty.accumulate_gradient(make_batch(ragged_groups(seed=7), objective, ON_POLICY))
     for learner in (clean, dirty):
         learner.update(batch)
     assert is_same_state(state_of(dirty), state_of(clean))

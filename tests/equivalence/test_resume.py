@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from covey.api import Run
-from covey.monitor.run_directory import read_jsonl
-from covey.types import CoveyError
 from tests import processes
 from tests.digits import (
     HELD_OUT,
@@ -28,6 +24,10 @@ from tests.digits import (
     train_killed,
     weights_of,
 )
+
+from covey.api import Run
+from covey.monitor.run_directory import read_jsonl
+from covey.types import CoveyError
 
 NUM_STEPS = SMALL["num_steps"]
 
@@ -344,4 +344,3 @@ def test_scrambled_gold_is_really_another_verifier(directory: Path, name: str, a
 def test_rollouts_are_saved_as_often_as_asked(directory: Path, name: str) -> None:
     run = train_digits(directory, name, rollouts_every=3)
     assert sorted(table.name for table in run.path.glob("rollouts/*")) == ["step-000003.parquet", "step-000006.parquet"]
-

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_batches import COMPLETION_LENGTHS, TEMPERATURE, make_learner, ragged_groups, slow_entropy, slow_logprobs
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -23,7 +24,6 @@ from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, pla
 from covey.models.tiny import write_tiny_model
 from covey.tensors import Tokens
 from covey.types import Group
-from tests.tiny_batches import COMPLETION_LENGTHS, TEMPERATURE, make_learner, ragged_groups, slow_entropy, slow_logprobs
 
 OBJECTIVE = Objective(spec=ALGORITHMS["grpo"], clip=Clip())
 ALL_SCORED = [[0.0] * 5] * 3
@@ -35,9 +35,7 @@ every_sharing = pytest.mark.parametrize("max_shared_tokens", [0, 64, 4096])
 def score(
     model: PreTrainedModel, tokens: Tokens, packs: list[Pack], *, dtype: torch.dtype = torch.float32, chunk_tokens: int = 512
 ) -> CompletionScores:
-    return score_completions(
-        model, tokens, packs, temperature=TEMPERATURE, compute_dtype=dtype, chunk_tokens=chunk_tokens
-    )
+    return score_completions(model, tokens, packs, temperature=TEMPERATURE, compute_dtype=dtype, chunk_tokens=chunk_tokens)
 
 
 def packs_of(tokens: Tokens, max_shared_tokens: int) -> list[Pack]:
@@ -56,9 +54,7 @@ def masked_slow_logprobs(model: PreTrainedModel, groups: list[Group]) -> torch.T
 @every_sharing
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 512])
 @torch.no_grad()
-def test_log_probs_are_those_of_each_completion_alone(
-    shared_tiny_policy64: Policy, max_shared_tokens: int, chunk_tokens: int
-):
+def test_log_probs_are_those_of_each_completion_alone(shared_tiny_policy64: Policy, max_shared_tokens: int, chunk_tokens: int):
     model, groups = shared_tiny_policy64.model, ragged_groups()
     tokens = make_tokens(groups)
     packs = packs_of(tokens, max_shared_tokens)
@@ -99,7 +95,9 @@ def test_scores_are_zero_outside_the_mask(shared_tiny_policy: Policy, max_shared
 
 
 @pytest.mark.parametrize(
-    "lengths", [[[1, 1], [1, 1]], [[6, 6], [6, 6]], [[1, 6], [6, 1]], [[2, 1], [1, 2]]], ids=["all 1", "all T", "1 and T", "2, 1"]
+    "lengths",
+    [[[1, 1], [1, 1]], [[6, 6], [6, 6]], [[1, 6], [6, 1]], [[2, 1], [1, 2]]],
+    ids=["all 1", "all T", "1 and T", "2, 1"],
 )
 @every_sharing
 @torch.no_grad()

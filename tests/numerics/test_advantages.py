@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tiny_batches import stats_of
 from torch import Tensor
 
 from covey.algos.advantages import dr_grpo_advantages, grpo_advantages
 from covey.algos.registry import ALGORITHMS
-from tests.tiny_batches import stats_of
 
 ESTIMATORS = [spec.advantage for spec in ALGORITHMS.values()]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=list(ALGORITHMS))

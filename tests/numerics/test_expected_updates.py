@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_batches import stats_of
 
 from covey.algos.aggregate import StepTotals
 from covey.algos.credit import outcome_credit
 from covey.algos.objective import Objective, policy_loss
 from covey.algos.registry import ALGORITHMS
 from covey.algos.surrogates import Clip
-from tests.tiny_batches import stats_of
 
 GROUP_SIZE = 8
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from covey.algos.registry import ALGORITHMS
 from covey.config import ConfigError, Recipe, apply_override, load_recipe, make_recipe
+from covey.monitor.sinks import SINKS
 from covey.types import CoveyError
 
 
@@ -29,7 +30,11 @@ def message_of(*overrides: str) -> str:
         ("trian.num_steps=3", "trian", "did you mean 'train'?"),
         ("sampling.temprature=1", "sampling.temprature", "did you mean 'temperature'?"),
         ("reward.qqqq=1", "reward.qqqq", "known here: name, gold, max_error_frac"),
-        ("qqqq.num_steps=3", "qqqq", "known here: run, model, task, reward, algorithm, sampling, train, evaluation, checkpoint"),
+        (
+            "qqqq.num_steps=3",
+            "qqqq",
+            "known here: run, model, task, reward, algorithm, sampling, train, evaluation, checkpoint",
+        ),
         ("train.num.steps=3", "train.num.steps", "did you mean 'num_steps'?"),
     ],
 )
@@ -93,6 +98,11 @@ def test_a_value_out_of_range_is_refused_with_the_range(override: str, named: st
 def test_an_unknown_algorithm_is_refused_with_the_known_ones():
     message = message_of("algorithm.name=grop")
     assert message == f"algorithm.name='grop': no such algorithm; choose one of {', '.join(ALGORITHMS)}"
+
+
+def test_an_unknown_tracker_is_refused_with_the_known_ones():
+    message = message_of('run.sinks=["tensorbord"]')
+    assert message == f"run.sinks=['tensorbord']: no such tracker: tensorbord; choose among {', '.join(SINKS)}"
 
 
 def test_redrawing_without_dropping_is_a_contradiction():
@@ -234,7 +244,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=TEXTS, sinks=st.lists(TEXTS, max_size=3), rate=st.floats(1e-12, 1.0), steps=st.integers(10, 2**40), decay=st.booleans())
+@given(
+    name=TEXTS,
+    sinks=st.lists(st.sampled_from(sorted(SINKS)), max_size=3),
+    rate=st.floats(1e-12, 1.0),
+    steps=st.integers(10, 2**40),
+    decay=st.booleans(),
+)
 def test_a_recipe_written_as_toml_reads_back_equal(name: str, sinks: list[str], rate: float, steps: int, decay: bool):
     recipe = make_recipe(
         {
@@ -269,7 +285,14 @@ def test_every_option_but_the_obvious_says_what_it_is():
 
 def test_what_follows_from_the_batch_numbers_is_said_in_words():
     recipe = load_recipe(
-        None, ["train.prompts_per_step=3", "train.group_size=4", "train.num_steps=5", "train.max_draws=2", "sampling.max_new_tokens=10"]
+        None,
+        [
+            "train.prompts_per_step=3",
+            "train.group_size=4",
+            "train.num_steps=5",
+            "train.max_draws=2",
+            "sampling.max_new_tokens=10",
+        ],
     )
     derived = recipe.derived()
     assert derived["completions a step"] == "3 prompts x 4 = 12, drawn up to 2 times"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.digits import digest, leave_out_slow_parts, newest, tiny_model, train_digits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from covey.api import Run
 from covey.export import export_model
 from covey.types import CoveyError
-from tests.digits import digest, leave_out_slow_parts, newest, tiny_model, train_digits
 
 
 @pytest.fixture(scope="module")

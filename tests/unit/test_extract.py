@@ -101,7 +101,9 @@ def test_a_number_written_out_is_read_back(value: Decimal):
     assert numbers_in(f"= {value:,f};") == [value]
 
 
-ODD_TEXT = st.text(st.one_of(st.characters(), st.sampled_from("0123456789.,-+%*() \N{MINUS SIGN}\N{SUPERSCRIPT TWO}")), max_size=200)
+ODD_TEXT = st.text(
+    st.one_of(st.characters(), st.sampled_from("0123456789.,-+%*() \N{MINUS SIGN}\N{SUPERSCRIPT TWO}")), max_size=200
+)
 
 
 @settings(max_examples=300, deadline=None)

@@ -61,7 +61,9 @@ def test_a_mean_of_unequal_pieces_is_not_the_mean_of_their_means():
 @every_kind
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_number_that_is_none_is_not_lost_in_a_merge(kind: str, is_first: bool):
-    bad, good = {"mean": (Mean(math.nan, 1), Mean(1.0, 1)), "sum": (Sum(math.nan), Sum(1.0)), "max": (Max(math.nan), Max(1.0))}[kind]
+    bad, good = {"mean": (Mean(math.nan, 1), Mean(1.0, 1)), "sum": (Sum(math.nan), Sum(1.0)), "max": (Max(math.nan), Max(1.0))}[
+        kind
+    ]
     merged = bad.merge(good) if is_first else good.merge(bad)  # ty: ignore[invalid-argument-type]
     assert math.isnan(merged.value)
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.builders import make_prompt, make_reward, make_sample
 
 from covey.rewards.base import FunctionReward, Rewarder, Sample, reward_from_function, safe_score
 from covey.rewards.numeric import asserted_number, last_number
 from covey.rewards.registry import REWARDS, find_reward
 from covey.types import CoveyError, Score
-from tests.builders import make_prompt, make_reward, make_sample
 
 SAMPLE = make_sample("21", prompt=make_prompt(text="What is 17 + 4?", answer=21))
 
@@ -232,7 +232,9 @@ def test_a_row_is_found_by_its_name(name: str):
 
 
 def test_an_unknown_reward_is_refused_with_the_known_ones():
-    with pytest.raises(CoveyError, match=r"reward\.gold='last_nmber' is not a reward.*last_number, asserted_number.*'module:function'"):
+    with pytest.raises(
+        CoveyError, match=r"reward\.gold='last_nmber' is not a reward.*last_number, asserted_number.*'module:function'"
+    ):
         find_reward("last_nmber", key="reward.gold")
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import pytest
+from tests.builders import END, make_group, make_prompt, make_reward, make_rollout
 
 from covey.engines.scripted import ScriptedEngine
 from covey.metrics import Metric, metric_values
@@ -23,7 +24,6 @@ from covey.rollout import (
 )
 from covey.sampling import Sampling, rollout_keys
 from covey.types import Completion, CoveyError, Group, Prompt
-from tests.builders import END, make_group, make_prompt, make_reward, make_rollout
 
 GROUP_SIZE = 3
 SAMPLING = Sampling(max_new_tokens=40)
@@ -71,7 +71,12 @@ def spec(*, prompts_per_step: int = 4, max_draws: int = 1, drop_flat_groups: boo
 
 
 def step_of(
-    policy: Policy, score: Callable[[int, int], float | None], options: RolloutSpec, *, stream: Stream, engine: Answering | None = None
+    policy: Policy,
+    score: Callable[[int, int], float | None],
+    options: RolloutSpec,
+    *,
+    stream: Stream,
+    engine: Answering | None = None,
 ) -> SampledGroups:
     """Sample a step in which `score` (number of the prompt, sample) is the reward."""
 
@@ -129,7 +134,12 @@ def test_a_completion_that_hits_the_limit_is_truncated_for_its_reward(shared_tin
     rewarder = Rewarder(proxy=make_reward(lambda sample: float(seen.append(sample.is_truncated) or 0)), gold=None)
     engine = ScriptedEngine(lambda prompt, sample: [65] * 9 + [END], stop_ids=frozenset({END}))
     sample_groups(
-        Stream()(1), policy=shared_tiny_policy, engine=engine, rewarder=rewarder, sampling=Sampling(max_new_tokens=9), keys=[[0]]
+        Stream()(1),
+        policy=shared_tiny_policy,
+        engine=engine,
+        rewarder=rewarder,
+        sampling=Sampling(max_new_tokens=9),
+        keys=[[0]],
     )
     assert seen == [True]
 
@@ -191,7 +201,10 @@ def test_flat_groups_are_kept_on_request(shared_tiny_policy: Policy):
 @pytest.mark.parametrize("drop_flat_groups", [True, False])
 def test_a_group_in_which_nothing_could_be_scored_is_always_dropped(shared_tiny_policy: Policy, drop_flat_groups: bool):
     sampled = step_of(
-        shared_tiny_policy, lambda number, sample: None if number == 1 else sample, spec(drop_flat_groups=drop_flat_groups), stream=Stream()
+        shared_tiny_policy,
+        lambda number, sample: None if number == 1 else sample,
+        spec(drop_flat_groups=drop_flat_groups),
+        stream=Stream(),
     )
     assert ids_of(sampled.dropped) == ["q1"]
 
@@ -211,10 +224,10 @@ def test_one_draw_asks_for_prompts_once(shared_tiny_policy: Policy):
 def test_later_draws_ask_for_as_many_prompts_as_are_missing(shared_tiny_policy: Policy):
     stream = Stream()
     sampled = step_of(shared_tiny_policy, odd_is_flat, spec(max_draws=5), stream=stream)
-    assert stream.counts == [4, 2, 1, 1]
+    assert stream.counts == [4, 2, 1]
     assert ids_of(sampled.used) == ["q0", "q2", "q4", "q6"]
-    assert ids_of(sampled.dropped) == ["q1", "q3", "q5", "q7"]
-    assert sampled.draws == [0, 0, 1, 2, 0, 0, 1, 3]
+    assert ids_of(sampled.dropped) == ["q1", "q3", "q5"]
+    assert sampled.draws == [0, 0, 1, 2, 0, 0, 1]
 
 
 def test_no_further_draw_is_made_when_no_group_is_missing(shared_tiny_policy: Policy):
@@ -249,6 +262,11 @@ def group_of(*rollouts: tuple[float | None, float | None], lengths: Sequence[int
     )
 
 
+def step_with(*, used: Sequence[Group] = (), dropped: Sequence[Group] = ()) -> SampledGroups:
+    draws = [0] * (len(used) + len(dropped))
+    return SampledGroups(used=list(used), dropped=list(dropped), draws=draws, rollout_s=0.0, reward_s=0.0)
+
+
 HAND_MADE = SampledGroups(
     used=[group_of((1.0, 1.0), (0.0, 0.0), lengths=(3, 5))],
     dropped=[
@@ -272,7 +290,7 @@ def test_the_metrics_of_a_hand_made_step():
     assert values_of(HAND_MADE) == pytest.approx(
         {
             "reward/mean": 0.5,
-            "reward/std": math.sqrt((4 * 0.25 + 0.25 * 2) / 7) if False else math.sqrt(6 * 0.25 / 7),
+            "reward/std": math.sqrt(6 * 0.5**2 / 7),
             "reward/error_frac": 0.2,
             "gold/mean": 2 / 9,
             "group/usable_frac": 0.2,
@@ -289,44 +307,49 @@ def test_the_metrics_of_a_hand_made_step():
 
 
 def test_a_group_that_is_flat_between_the_ends_is_neither_all_correct_nor_all_wrong():
-    sampled = SampledGroups(used=[], dropped=[make_group([0.5, 0.5])], draws=[0], rollout_s=0.0, reward_s=0.0)
+    sampled = step_with(dropped=[make_group([0.5, 0.5])])
     values = values_of(sampled)
     assert (values["group/all_correct_frac"], values["group/all_wrong_frac"], values["group/usable_frac"]) == (0.0, 0.0, 0.0)
 
 
 def test_the_ends_of_the_range_are_those_of_the_reward():
-    sampled = SampledGroups(used=[], dropped=[make_group([5.0, 5.0]), make_group([-5.0, -5.0])], draws=[0, 0], rollout_s=0.0, reward_s=0.0)
+    sampled = step_with(dropped=[make_group([5.0, 5.0]), make_group([-5.0, -5.0])])
     metrics = rollout_metrics(sampled, reward_low=-5.0, reward_high=5.0)
     assert (metrics["group/all_correct_frac"].value, metrics["group/all_wrong_frac"].value) == (0.5, 0.5)
 
 
 def test_a_kept_flat_group_is_used_and_still_not_usable():
-    sampled = SampledGroups(used=[make_group([1.0, 1.0])], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    sampled = step_with(used=[make_group([1.0, 1.0])])
     values = values_of(sampled)
     assert (values["group/num_used"], values["group/usable_frac"]) == (1.0, 0.0)
 
 
 def test_truncated_completions_are_counted_as_a_share():
-    group = Group(prompt=make_prompt(), rollouts=(make_rollout(0.0, is_truncated=True), make_rollout(1.0), make_rollout(1.0), make_rollout(1.0)))
-    sampled = SampledGroups(used=[group], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    group = Group(
+        prompt=make_prompt(),
+        rollouts=(make_rollout(0.0, is_truncated=True), make_rollout(1.0), make_rollout(1.0), make_rollout(1.0)),
+    )
+    sampled = step_with(used=[group])
     assert values_of(sampled)["completion/truncated_frac"] == 0.25
 
 
 def test_parts_are_averaged_over_the_rollouts_that_have_them():
-    group = Group(prompt=make_prompt(), rollouts=(make_rollout(0.0, form=0.5, style=1.0), make_rollout(1.0, form=0.0), make_rollout(1.0)))
-    values = values_of(SampledGroups(used=[group], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0))
+    group = Group(
+        prompt=make_prompt(), rollouts=(make_rollout(0.0, form=0.5, style=1.0), make_rollout(1.0, form=0.0), make_rollout(1.0))
+    )
+    values = values_of(step_with(used=[group]))
     assert (values["reward/part/form"], values["reward/part/style"]) == (0.25, 1.0)
 
 
 def test_without_any_score_mean_and_deviation_are_unknown_and_no_zero():
-    sampled = SampledGroups(used=[], dropped=[make_group([None, None])], draws=[0], rollout_s=0.0, reward_s=0.0)
+    sampled = step_with(dropped=[make_group([None, None])])
     values = values_of(sampled)
     assert (values["reward/mean"], values["reward/std"], values["gold/mean"]) == (None, None, None)
     assert values["reward/error_frac"] == 1.0
 
 
 def test_a_run_without_verifier_has_no_gold_mean():
-    sampled = SampledGroups(used=[make_group([0.0, 1.0])], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    sampled = step_with(used=[make_group([0.0, 1.0])])
     assert values_of(sampled)["gold/mean"] is None
 
 
@@ -335,7 +358,7 @@ def test_a_run_without_verifier_has_no_gold_mean():
 
 def failing(num_failed: int, of: int = 10) -> SampledGroups:
     rewards = [None] * num_failed + [0.0] * (of - num_failed)
-    return SampledGroups(used=[make_group(rewards)], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0)
+    return step_with(used=[make_group(rewards)])
 
 
 @pytest.mark.parametrize("num_failed", [0, 1, 2])
@@ -344,7 +367,9 @@ def test_failures_up_to_the_declared_share_pass(num_failed: int):
 
 
 def test_more_failures_than_declared_are_refused_with_the_first():
-    with pytest.raises(CoveyError, match=r"could not score 3 of 10 completions, more than reward\.max_error_frac=0\.2.*\nit failed"):
+    with pytest.raises(
+        CoveyError, match=r"could not score 3 of 10 completions, more than reward\.max_error_frac=0\.2.*\nit failed"
+    ):
         refuse_failing_reward(failing(3), max_error_frac=0.2)
 
 
@@ -354,7 +379,7 @@ def test_a_single_failure_is_refused_where_none_is_allowed():
 
 
 def test_failures_in_dropped_groups_count():
-    sampled = SampledGroups(used=[make_group([0.0, 1.0])], dropped=[make_group([None, None])], draws=[0, 0], rollout_s=0.0, reward_s=0.0)
+    sampled = step_with(used=[make_group([0.0, 1.0])], dropped=[make_group([None, None])])
     with pytest.raises(CoveyError, match="2 of 4"):
         refuse_failing_reward(sampled, max_error_frac=0.1)
 
@@ -381,5 +406,5 @@ def test_rows_say_of_every_completion_what_it_was_worth_and_whether_it_was_used(
 
 def test_parts_are_written_as_json():
     group = Group(prompt=make_prompt(), rollouts=(make_rollout(0.5, form=0.5),))
-    [row] = rollout_rows(SampledGroups(used=[group], dropped=[], draws=[0], rollout_s=0.0, reward_s=0.0))
+    [row] = rollout_rows(step_with(used=[group]))
     assert json.loads(str(row["parts"])) == {"form": 0.5}

@@ -32,7 +32,12 @@ class SplitMix64:
 
 def test_the_transcription_gives_the_published_outputs_of_state_0():
     generator = SplitMix64(0)
-    assert [generator.next() for _ in range(4)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
+    assert [generator.next() for _ in range(4)] == [
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+        0x06C45D188009454F,
+        0xF88BB8A8724C81EC,
+    ]
 
 
 @pytest.mark.parametrize("key", [0, 1, 1234567, 2**63, 2**64 - 1])
@@ -75,7 +80,9 @@ BASE = {"seed": 0, "purpose": "rollout", "step": 1, "draw": 0, "prompt_id": "p"}
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"purpose": "evaluate"}, {"step": 2}, {"draw": 1}, {"prompt_id": "q"}], ids=lambda change: next(iter(change))
+    "change",
+    [{"seed": 1}, {"purpose": "evaluate"}, {"step": 2}, {"draw": 1}, {"prompt_id": "q"}],
+    ids=lambda change: next(iter(change)),
 )
 def test_every_part_of_a_name_changes_all_keys(change: dict[str, int | str]):
     def keys(name: dict[str, int | str]) -> list[int]:

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.builders import make_prompt, make_reward
 
 from covey.rewards.registry import REWARDS
 from covey.tasks.base import Probe, Task, probe_sample, training_prompts
 from covey.types import CoveyError, Prompt
-from tests.builders import make_prompt, make_reward
 
 
 def questions(*numbers: int) -> list[Prompt]:

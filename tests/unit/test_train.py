@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests.digits import SMALL, digest, digit_share, leave_out_slow_parts, num_timed_steps, train_digits
 
 from covey.api import Run
 from covey.monitor.run_directory import ENV_KEYS, EVAL_COLUMNS, EVAL_KEYS, ROLLOUT_COLUMNS, TIMING_KEYS, read_jsonl, read_rows
 from covey.train import Clock, is_due
 from covey.types import CoveyError, Score
-from tests.digits import SMALL, digest, digit_share, leave_out_slow_parts, num_timed_steps, train_digits
 
 GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
 NUM_STEPS = 4
@@ -156,7 +156,9 @@ def test_without_a_reference_the_same_metrics_but_its_divergence_are_logged(plai
 
 
 def test_metrics_that_exist_are_numbers(run: Run) -> None:
-    assert {(key, type(value)) for row in run.metrics for key, value in row.items() if not isinstance(value, int | float)} == set()
+    assert {
+        (key, type(value)) for row in run.metrics for key, value in row.items() if not isinstance(value, int | float)
+    } == set()
     assert [row["step"] for row in run.metrics] == [1, 2, 3, 4]
 
 

@@ -20,18 +20,17 @@ _SPLIT_SEED = 1  # Part of the task's definition: another value is another split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
-    """Operand ranges, both ends included. Differences are never negative."""
+    """Largest operands, starting from 1 (from 2 in products); 0 = none of that operation. Differences are never negative."""
 
-    largest_term: int
-    """Of sums and differences."""
-    largest_factors: tuple[int, int] | None = None
-    """Of products: (first, second); None = no products."""
+    largest_addend: int
+    largest_minuend: int = 0
+    largest_factors: tuple[int, int] = (0, 0)
 
 
 LEVELS: dict[str, Level] = {
-    "easy": Level(largest_term=50),
-    "medium": Level(largest_term=99, largest_factors=(50, 20)),
-    "hard": Level(largest_term=300, largest_factors=(99, 99)),
+    "easy": Level(largest_addend=60),
+    "medium": Level(largest_addend=60, largest_minuend=60),
+    "hard": Level(largest_addend=99, largest_minuend=99, largest_factors=(50, 20)),
 }
 
 
@@ -74,15 +73,13 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 def canonical_questions(level: Level) -> Iterator[Question]:
     """Yield one representative of each set of questions that differ only in the order of commuting operands."""
-    for larger in range(1, level.largest_term + 1):
-        for smaller in range(1, larger + 1):
-            yield "+", larger, smaller
-            yield "-", larger, smaller
-    if level.largest_factors:
-        largest_first, largest_second = level.largest_factors
-        for first in range(2, largest_first + 1):
-            for second in range(2, min(first, largest_second) + 1):
-                yield "*", first, second
+    for larger in range(1, level.largest_addend + 1):
+        yield from (("+", larger, smaller) for smaller in range(1, larger + 1))
+    for minuend in range(1, level.largest_minuend + 1):
+        yield from (("-", minuend, subtrahend) for subtrahend in range(1, minuend + 1))
+    largest_first, largest_second = level.largest_factors
+    for first in range(2, largest_first + 1):
+        yield from (("*", first, second) for second in range(2, min(first, largest_second) + 1))
 
 
 def orders(question: Question) -> list[Question]:
