@@ -14,7 +14,8 @@ from tests.processes import Finished, Running
 SMALL = [
     *("--model", "tiny"),
     *("run.num_threads=1", "model.compute_dtype=float32", "sampling.max_new_tokens=6", "evaluation.num_prompts=4"),
-    *("train.num_steps=2", "train.prompts_per_step=2", "train.group_size=4"),
+    *("train.num_steps=2", "train.prompts_per_step=2", "train.group_size=4", "train.max_draws=1"),
+    *("train.warmup_steps=1", "train.decay=false"),
 ]
 """Options of a run on the tiny model that takes half a second."""
 

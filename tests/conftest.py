@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, runtime_checkable
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from covey.metrics import Metric
@@ -25,6 +26,10 @@ runtime_checkable(Metric)
 # Before any of these modules is imported: from here on every annotated shape and dtype in them is checked at run time.
 SHAPE_CHECKED = ["covey.algos", "covey.batch", "covey.learner", "covey.models.scoring", "covey.tensors"]
 install_import_hook(SHAPE_CHECKED, "beartype.beartype")
+
+# The same examples every time, and no limit on the time of one: this may be a busy machine.
+settings.register_profile("covey", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("covey")
 
 _COVEY_HOME_OF_THE_USER = os.environ.get("COVEY_HOME")
 _COVEY_HOME_OF_THE_TESTS = TemporaryDirectory(prefix="covey-tests-")

@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "group_size": 4,
     "learning_rate": 3e-3,
     "warmup_steps": 2,
+    "decay": False,
     "num_steps": 6,
     "evaluation__every": 3,
     "checkpoint__every": 2,

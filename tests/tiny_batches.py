@@ -29,6 +29,21 @@ COMPLETION_LENGTHS = ((3, 14, 1, 9, 6), (8, 2, 11, 1, 5), (4, 7, 4, 2, 10))
 # One completion that could not be scored, two whose advantage is exactly 0 between others, and a flat group.
 REWARDS = ((1.0, 0.0, 0.5, None, 0.5), (0.2, 0.9, 0.4, 0.1, 0.7), (1.0, 1.0, 1.0, 1.0, 1.0))
 
+Cut = tuple[int, int]
+"""Tokens in a micro-batch and tokens behind one copy of a prompt, at most."""
+WHOLE: Cut = (4096, 4096)
+CUTS: list[Cut] = [(max_tokens, max_shared_tokens) for max_tokens in (1, 64, 4096) for max_shared_tokens in (0, 64, 4096)]
+
+SPEC = LearnerSpec(
+    learning_rate=1e-3,
+    warmup_steps=0,
+    num_steps=10,
+    decay=False,
+    max_grad_norm=1.0,
+    weight_decay=0.0,
+    max_new_tokens=MAX_NEW_TOKENS,
+)
+
 
 def stats_of(rewards: Sequence[Sequence[float | None]]) -> GroupStats:
     """Return the statistics of groups with these rewards; None = could not be scored."""
@@ -70,17 +85,8 @@ def ragged_groups(
     return groups
 
 
-def make_learner(
-    policy: Policy,
-    objective: Objective,
-    *,
-    max_tokens: int = 4096,
-    max_shared_tokens: int = 4096,
-    learning_rate: float = 1e-3,
-    warmup_steps: int = 0,
-    num_steps: int = 10,
-    decay: bool = False,
-) -> Learner:
+def make_learner(policy: Policy, objective: Objective, *, cut: Cut = WHOLE, spec: LearnerSpec = SPEC) -> Learner:
+    max_tokens, max_shared_tokens = cut
     return Learner(
         policy.model,
         objective,
@@ -90,15 +96,7 @@ def make_learner(
             max_tokens_per_micro_batch=max_tokens,
             max_shared_tokens=max_shared_tokens,
         ),
-        LearnerSpec(
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            num_steps=num_steps,
-            decay=decay,
-            max_grad_norm=1.0,
-            weight_decay=0.0,
-            max_new_tokens=MAX_NEW_TOKENS,
-        ),
+        spec,
     )
 
 

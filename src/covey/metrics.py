@@ -57,7 +57,9 @@ class Max:
     largest: float
 
     def merge(self, other: Max) -> Max:
-        return Max(max(self.largest, other.largest))
+        if math.isnan(self.largest):  # max() would drop it, depending on the order.
+            return self
+        return self if other.largest <= self.largest else other
 
     @property
     def value(self) -> float:

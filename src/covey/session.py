@@ -113,6 +113,10 @@ def open_session(
         )
         if policy.uses_plain_template:
             console.note(f"{recipe.model.name} has no chat template; prompts look like this: {show_prompt(policy, task)!r}")
+        if not any(task.held_out.values()):
+            console.warn(
+                "no question is held out: nothing will show whether the model got better. Give more prompts, or held_out"
+            )
         refuse_long_prompts(policy, task, max_new_tokens=recipe.sampling.max_new_tokens)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.beta else None
         learner = make_learner(recipe, policy, rewarder)

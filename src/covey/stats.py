@@ -16,7 +16,7 @@ class Interval:
     high: float
 
     def excludes(self, value: float) -> bool:
-        return not self.low <= value <= self.high
+        return value < self.low or value > self.high
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:

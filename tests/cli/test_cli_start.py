@@ -9,11 +9,12 @@ import pytest
 from tests import commands
 from tests.commands import covey_from_scratch, python
 from tests.processes import Finished
+from typer.main import get_group
 
 import covey
 from covey.cli import app
 
-COMMANDS = sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback)
+COMMANDS = sorted(get_group(app).commands)
 
 ALL_HELPS = """
 import sys

@@ -7,6 +7,7 @@ import gc
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ def tokens_of(groups: Sequence[Sequence[Completion]]) -> list[list[list[int]]]:
 
 def flat(groups: Sequence[Sequence[Completion]]) -> list[Completion]:
     return [completion for group in groups for completion in group]
+
+
+def fill_embedding(policy: Policy, value: float) -> None:
+    embedding: Any = policy.model.get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight.fill_(value)
 
 
 def as_groups(prompts: Sequence[list[int]], completions: Sequence[Sequence[Completion]]) -> list[Group]:
@@ -303,8 +310,7 @@ def test_a_shared_prompt_gives_the_tokens_of_groups_of_one(make_engine: MakeEngi
 
 @every_sampler
 def test_sixty_four_draws_of_a_uniform_policy_repeat_as_often_as_chance_says(make_engine: MakeEngine, policy: Policy):
-    with torch.no_grad():
-        policy.model.get_input_embeddings().weight.zero_()  # tied: every logit is 0
+    fill_embedding(policy, 0.0)  # tied: every logit is 0
     [group] = generate(
         make_engine(policy), PROMPTS[:1], sampling=dataclasses.replace(SAMPLING, max_new_tokens=1), group_size=64
     )
@@ -315,17 +321,16 @@ def test_sixty_four_draws_of_a_uniform_policy_repeat_as_often_as_chance_says(mak
 @every_sampler
 def test_sampling_leaves_the_global_random_states_alone(make_engine: MakeEngine, shared_policy: Policy):
     engine = make_engine(shared_policy)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # ty: ignore[unresolved-attribute]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     generate(engine, PROMPTS)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-    assert np.random.get_state()[1].tolist() == before[2]  # ty: ignore[unresolved-attribute]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[2]
 
 
 @every_sampler
 def test_a_diverged_policy_is_refused(make_engine: MakeEngine, policy: Policy):
-    with torch.no_grad():
-        policy.model.get_input_embeddings().weight.fill_(float("nan"))
+    fill_embedding(policy, float("nan"))
     with pytest.raises(CoveyError, match="not finite"):
         generate(make_engine(policy), PROMPTS)
 

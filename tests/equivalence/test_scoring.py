@@ -9,9 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny_batches import COMPLETION_LENGTHS, TEMPERATURE, make_learner, ragged_groups, slow_entropy, slow_logprobs
+from tests.tiny_batches import (
+    COMPLETION_LENGTHS,
+    CUTS,
+    TEMPERATURE,
+    Cut,
+    make_learner,
+    ragged_groups,
+    slow_entropy,
+    slow_logprobs,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -97,7 +106,7 @@ def test_scores_are_zero_outside_the_mask(shared_tiny_policy: Policy, max_shared
 @pytest.mark.parametrize(
     "lengths",
     [[[1, 1], [1, 1]], [[6, 6], [6, 6]], [[1, 6], [6, 1]], [[2, 1], [1, 2]]],
-    ids=["all 1", "all T", "1 and T", "2, 1"],
+    ids=["all 1", "all T", "1 and T", "1 and 2"],
 )
 @every_sharing
 @torch.no_grad()
@@ -125,24 +134,20 @@ def test_a_model_with_learned_absolute_positions_is_scored_right(max_shared_toke
     torch.testing.assert_close(score(model, tokens, packs).logprobs, expected, atol=1e-10, rtol=0)
 
 
-@every_sharing
-@pytest.mark.parametrize("max_tokens", [1, 64, 4096])
-def test_the_learner_scores_every_row_in_its_place(shared_tiny_policy: Policy, max_shared_tokens: int, max_tokens: int):
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_learner_scores_every_row_in_its_place(shared_tiny_policy: Policy, cut: Cut):
     groups = ragged_groups(ALL_SCORED)
-    learner = make_learner(shared_tiny_policy, OBJECTIVE, max_tokens=max_tokens, max_shared_tokens=max_shared_tokens)
+    learner = make_learner(shared_tiny_policy, OBJECTIVE, cut=cut)
     found = learner.score(shared_tiny_policy.model, make_tokens(groups))
     assert not found.requires_grad
     with torch.no_grad():
         torch.testing.assert_close(found, slow_logprobs(shared_tiny_policy.model, groups), atol=1e-5, rtol=0)
 
 
-@every_sharing
-@pytest.mark.parametrize("max_tokens", [1, 64, 4096])
-def test_the_learner_scores_around_rows_that_could_not_be_scored_by_the_reward(
-    shared_tiny_policy: Policy, max_shared_tokens: int, max_tokens: int
-):
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_learner_scores_around_rows_that_could_not_be_scored_by_the_reward(shared_tiny_policy: Policy, cut: Cut):
     groups = ragged_groups([[1.0, 0.0, 0.5, None, 0.5], [None, None, None, 0.0, 1.0], [0.0, 1.0, None, None, None]])
-    learner = make_learner(shared_tiny_policy, OBJECTIVE, max_tokens=max_tokens, max_shared_tokens=max_shared_tokens)
+    learner = make_learner(shared_tiny_policy, OBJECTIVE, cut=cut)
     found = learner.score(shared_tiny_policy.model, make_tokens(groups))
     with torch.no_grad():
         torch.testing.assert_close(found, masked_slow_logprobs(shared_tiny_policy.model, groups), atol=1e-5, rtol=0)
@@ -157,7 +162,7 @@ def test_scoring_twice_gives_the_same_bits_although_the_model_is_configured_with
     (directory / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
     policy = load_policy(str(directory), compute_dtype="float32")
     assert policy.model.config.attention_dropout == 0.5
-    learner = make_learner(policy, OBJECTIVE, max_shared_tokens=max_shared_tokens)
+    learner = make_learner(policy, OBJECTIVE, cut=(4096, max_shared_tokens))
     tokens = make_tokens(ragged_groups(ALL_SCORED))
     assert torch.equal(learner.score(policy.model, tokens), learner.score(policy.model, tokens))
 
@@ -173,7 +178,6 @@ def test_in_bfloat16_the_log_probs_are_float32_and_close(shared_tiny_policy: Pol
 
 
 @given(max_shared_tokens=st.integers(0, 100), max_tokens=st.integers(1, 300), data=st.data())
-@settings(max_examples=50)
 def test_plans_hold_each_row_once_with_its_own_group_and_stay_within_their_bounds(
     max_shared_tokens: int, max_tokens: int, data: st.DataObject
 ):

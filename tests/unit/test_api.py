@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def _here(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(**arguments: Any) -> Run:
     """Train for one step on the tiny model, in ./runs."""
-    return covey.train(**({"model": "model", "quiet": True} | options(**arguments)))
+    given: dict[str, Any] = {"model": "model", "quiet": True} | options(**arguments)
+    return covey.train(**given)
 
 
 def options(**changes: Any) -> dict[str, Any]:
@@ -155,12 +156,12 @@ def test_a_recipe_may_be_an_object_or_a_file(directory: Path) -> None:
 # Held-out questions
 
 
-def task(prompts: list[PromptLike], held_out: list[PromptLike] | None = None) -> Any:
+def task(prompts: Sequence[PromptLike], held_out: Sequence[PromptLike] | None = None) -> Any:
     return task_of_prompts(prompts, held_out, digit_share, None, (0.0, 1.0))
 
 
 def test_without_held_out_a_fifth_is_kept_from_training() -> None:
-    made = task([*QUESTIONS])
+    made = task(QUESTIONS)
     parts = {part: {prompt.text for prompt in prompts} for part, prompts in made.held_out.items()}
     trained = {prompt.text for prompt in made.train}
     assert {part: len(questions) for part, questions in parts.items()} == {"choose": 2, "guard": 2, "test": 2}
@@ -169,18 +170,18 @@ def test_without_held_out_a_fifth_is_kept_from_training() -> None:
 
 
 def test_the_split_depends_on_the_questions_and_not_on_their_order() -> None:
-    forwards, backwards = task([*QUESTIONS]), task(QUESTIONS[::-1])
+    forwards, backwards = task(QUESTIONS), task(QUESTIONS[::-1])
     assert forwards.held_out == backwards.held_out
     assert forwards.train == backwards.train
 
 
 def test_the_split_is_not_the_end_of_the_list() -> None:
-    held_out = {prompt.text for part in task([*QUESTIONS]).held_out.values() for prompt in part}
+    held_out = {prompt.text for part in task(QUESTIONS).held_out.values() for prompt in part}
     assert held_out not in (set(QUESTIONS[:6]), set(QUESTIONS[-6:]))
 
 
 def test_given_held_out_questions_are_measured_and_all_prompts_trained_on() -> None:
-    made = task([*QUESTIONS], [*HELD_OUT])
+    made = task(QUESTIONS, HELD_OUT)
     assert [prompt.text for prompt in made.train] == QUESTIONS
     assert [prompt.text for prompt in made.held_out["choose"]] == HELD_OUT
 

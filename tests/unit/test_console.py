@@ -108,9 +108,7 @@ def live_after(*records: StepRecord, width: int = 80) -> LiveConsole:
 
 
 def test_the_eta_is_the_median_step_time_times_the_steps_left() -> None:
-    records = [
-        record(step, elapsed_s=elapsed_s) for step, elapsed_s in ((10, 100.0), (11, 108.0), (12, 316.0), (13, 326.0))
-    ]
+    records = [record(step, elapsed_s=elapsed_s) for step, elapsed_s in ((10, 100.0), (11, 108.0), (12, 316.0), (13, 326.0))]
     assert eta_s(records) == 10.0 * 187  # the median of 8, 208 and 10
 
 
@@ -288,9 +286,7 @@ def test_a_run_without_gold_says_that_it_is_flying_blind() -> None:
 
 
 def test_markup_in_a_completion_is_shown_and_not_interpreted() -> None:
-    console = live_after(
-        record(1, question="[bold]2[/bold]", completion="[red]4[/red] [/] :smile:", verdict="[link=x]")
-    )
+    console = live_after(record(1, question="[bold]2[/bold]", completion="[red]4[/red] [/] :smile:", verdict="[link=x]"))
     text = "\n".join(panel_lines(console, 80))
     assert "[bold]2[/bold]" in text
     assert "[red]4[/red] [/] :smile:" in text

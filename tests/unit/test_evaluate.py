@@ -22,7 +22,8 @@ from covey.types import Completion
 
 PROMPTS = [make_prompt(f"q{number}", f"Say {number}", answer=number) for number in range(5)]
 SPEC = EvaluationSpec(sampling=Sampling(temperature=0.8, max_new_tokens=6), samples_per_prompt=3, seed=4)
-REWARDER = Rewarder(proxy=make_reward(lambda sample: float(len(sample.completion) % 2)), gold=make_reward(lambda sample: 1.0))
+PROXY, GOLD = make_reward(lambda sample: float(len(sample.completion) % 2)), make_reward(lambda sample: 1.0)
+REWARDER = Rewarder(proxy=PROXY, gold=GOLD)
 
 
 class Listening(ScriptedEngine):
@@ -95,7 +96,7 @@ def test_the_failure_of_either_reward_is_in_the_row(shared_tiny_policy: Policy, 
     def fail(completion: str) -> float:
         raise ValueError("broken")
 
-    rewarder = Rewarder(**{"proxy": REWARDER.proxy, "gold": REWARDER.gold} | {failing: reward_from_function(fail)})
+    rewarder = Rewarder(**{"proxy": PROXY, "gold": GOLD} | {failing: reward_from_function(fail)})
     [row] = evaluate(PROMPTS[:1], SPEC, mode="greedy", policy=shared_tiny_policy, engine=Listening(), rewarder=rewarder)
     assert row[failing] is None
     assert "broken" in row["error"]

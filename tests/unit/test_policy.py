@@ -89,7 +89,7 @@ def test_an_unknown_model_is_refused_with_what_would_be_one(name: str):
 
 
 def test_a_directory_without_model_is_refused(tmp_path: Path):
-    with pytest.raises(CoveyError, match="could not be loaded from .*safetensors weights"):
+    with pytest.raises(CoveyError, match=r"could not be loaded from .*safetensors weights"):
         load_policy(str(tmp_path))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report_fixture import write_run
 
 from covey.monitor.run_directory import RunDirectory, read_rows, write_rows
 from covey.report import write_report
@@ -19,7 +20,6 @@ from covey.report.charts import CHARTS, reward_parts_chart
 from covey.report.figures import chart_figure, main_figure, step_rows
 from covey.report.load import Run, load_run
 from covey.report.stats import evenly_spaced, fates, paired, phase_totals, verdict
-from tests.report_fixture import write_run
 
 
 class Page(HTMLParser):
@@ -156,12 +156,8 @@ def test_no_evaluation_says_that_nothing_can_be_said() -> None:
 
 
 def test_questions_are_sorted_into_fixed_broken_and_unchanged() -> None:
-    before = [
-        {"prompt_id": name, "sample": 0, "gold": gold} for name, gold in zip("abcde", (0, 1, 0, 1, None), strict=True)
-    ]
-    after = [
-        {"prompt_id": name, "sample": 0, "gold": gold} for name, gold in zip("edcba", (1, 1, 0, 0, 1), strict=True)
-    ]
+    before = [{"prompt_id": name, "sample": 0, "gold": gold} for name, gold in zip("abcde", (0, 1, 0, 1, None), strict=True)]
+    after = [{"prompt_id": name, "sample": 0, "gold": gold} for name, gold in zip("edcba", (1, 1, 0, 0, 1), strict=True)]
     found = fates(paired(before, after), has_gold=True)
     names = {name: [pair.before["prompt_id"] for pair in pairs] for name, pairs in found.items()}
     assert names == {"fixed": ["a"], "broken": ["b"], "still wrong": ["c"], "still right": ["d"], "not scored": ["e"]}

@@ -157,8 +157,8 @@ def test_a_reward_object_that_returns_no_score_is_recorded_as_an_error():
     class Broken:
         name, low, high = "broken", 0.0, 1.0
 
-        def __call__(self, sample: Sample) -> Score:
-            return 1.0  # ty: ignore[invalid-return-type]
+        def __call__(self, sample: Sample) -> Any:
+            return 1.0
 
     score = safe_score(Broken(), SAMPLE)
     assert score.value is None

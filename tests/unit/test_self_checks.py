@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -140,9 +141,9 @@ def test_an_engine_with_other_weights_than_the_policy_is_caught(tiny_policy: Pol
 
 
 def test_a_model_with_dropout_left_on_is_caught(tiny_policy: Policy):
-    for module in tiny_policy.model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.1
+    layers: Any = tiny_policy.model.get_decoder().layers
+    for layer in layers:
+        layer.self_attn.attention_dropout = 0.1
     tiny_policy.model.train()
     with pytest.raises(CoveyError, match="engine and trainer disagree"):
         check(tiny_policy)
@@ -184,7 +185,7 @@ def test_loaded_weights_are_proven(tiny_policy: Policy):
 def test_an_engine_that_keeps_stale_weights_is_caught(tiny_policy: Policy):
     engine = Stale(tiny_policy)
     shake(tiny_policy, scale=1e-6)
-    with pytest.raises(CoveyError, match="does not serve policy version 3 after loading it: .* stale weights"):
+    with pytest.raises(CoveyError, match=r"does not serve policy version 3 after loading it: .* stale weights"):
         load_and_prove_weights(engine, tiny_policy, 3)
 
 
@@ -206,13 +207,17 @@ def test_an_engine_that_leaves_out_one_tensor_is_caught(tiny_policy: Policy):
 
 # --- tolerances --------------------------------------------------------------------------------------------------------
 
-FINE = {"mismatch/abs_mean": 0.0, "mismatch/max": 0.0, "mismatch/k3": 0.0, "mismatch/ratio_mean": 1.0}
+FINE: dict[str, float | None] = {"mismatch/abs_mean": 0.0, "mismatch/max": 0.0, "mismatch/k3": 0.0, "mismatch/ratio_mean": 1.0}
 
 
 @pytest.mark.parametrize("dtype", AGREEMENT)
 def test_agreement_within_the_bounds_is_no_problem(dtype: torch.dtype):
     bound = AGREEMENT[dtype]
-    edge = {"mismatch/abs_mean": bound.abs_mean, "mismatch/k3": bound.k3, "mismatch/ratio_mean": 1 + 0.99 * bound.ratio_error}
+    edge: dict[str, float | None] = {
+        "mismatch/abs_mean": bound.abs_mean,
+        "mismatch/k3": bound.k3,
+        "mismatch/ratio_mean": 1 + 0.99 * bound.ratio_error,
+    }
     assert disagreement(FINE | edge, dtype) is None
 
 
@@ -220,13 +225,13 @@ def test_agreement_within_the_bounds_is_no_problem(dtype: torch.dtype):
 @pytest.mark.parametrize("figure", ["abs_mean", "k3", "ratio too high", "ratio too low"])
 def test_each_figure_out_of_its_bound_is_a_problem(dtype: torch.dtype, figure: str):
     bound = AGREEMENT[dtype]
-    found = {
+    figures: dict[str, dict[str, float | None]] = {
         "abs_mean": {"mismatch/abs_mean": 1.01 * bound.abs_mean},
         "k3": {"mismatch/k3": 1.01 * bound.k3},
         "ratio too high": {"mismatch/ratio_mean": 1 + 1.01 * bound.ratio_error},
         "ratio too low": {"mismatch/ratio_mean": 1 - 1.01 * bound.ratio_error},
-    }[figure]
-    assert "engine and trainer disagree" in str(disagreement(FINE | found, dtype))
+    }
+    assert "engine and trainer disagree" in str(disagreement(FINE | figures[figure], dtype))
 
 
 @pytest.mark.parametrize("key", ["mismatch/abs_mean", "mismatch/k3", "mismatch/ratio_mean"])

@@ -122,9 +122,7 @@ def test_a_missing_library_is_reported_with_its_extra(
         open_sinks([name], "run", tmp_path, CONFIG)
 
 
-def test_a_tracker_that_cannot_be_opened_is_an_error_that_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_cannot_be_opened_is_an_error_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("wandb")
 
     def init(**options: Any) -> None:
@@ -136,9 +134,7 @@ def test_a_tracker_that_cannot_be_opened_is_an_error_that_says_why(
         open_sinks(["wandb"], "run", tmp_path, CONFIG)
 
 
-def test_the_trackers_already_open_are_closed_when_a_later_one_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_trackers_already_open_are_closed_when_a_later_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = RecordingModule("wandb")
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "trackio", None)
@@ -195,9 +191,7 @@ def test_trackio_does_not_write_to_stdout(
     assert capsys.readouterr().out == ""
 
 
-def test_mlflow_gets_the_keys_unchanged_and_no_missing_value(
-    tmp_path: Path, mlflow_client: RecordingMlflowClient
-) -> None:
+def test_mlflow_gets_the_keys_unchanged_and_no_missing_value(tmp_path: Path, mlflow_client: RecordingMlflowClient) -> None:
     (sink,) = open_sinks(["mlflow"], "run", tmp_path, CONFIG)
     sink.log(7, VALUES)
     sink.close()
@@ -211,9 +205,7 @@ def test_mlflow_parameters_are_dotted_keys(tmp_path: Path, mlflow_client: Record
     assert mlflow_client.batches[0][2] == [("model.name", "tiny"), ("model.path", "None"), ("seed", "3")]
 
 
-def test_mlflow_parameters_are_sent_in_requests_of_at_most_100(
-    tmp_path: Path, mlflow_client: RecordingMlflowClient
-) -> None:
+def test_mlflow_parameters_are_sent_in_requests_of_at_most_100(tmp_path: Path, mlflow_client: RecordingMlflowClient) -> None:
     open_sinks(["mlflow"], "run", tmp_path, {f"key{index}": index for index in range(230)})
     assert [len(entries) for _, _, entries in mlflow_client.batches] == [100, 100, 30]
 

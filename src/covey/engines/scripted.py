@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from covey.models.policy import Policy
+from covey.models.policy import Policy, weights_digest
 from covey.sampling import Sampling
 from covey.types import Completion
 
@@ -29,7 +29,7 @@ class ScriptedEngine:
         return self._digest
 
     def expected_digest(self, policy: Policy) -> str:
-        return f"scripted for {policy.identity.sha256}"
+        return weights_digest(policy.model, policy.compute_dtype)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,14 +98,17 @@ def load_policy(
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
+        model, missing = load_weights(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CoveyError(
             f"model.name={name!r} could not be loaded from {path}: {error}. It must be a causal language model in the "
             "Hugging Face format with safetensors weights; a model that brings its own code needs model.trust_remote_code=true"
         ) from error
+    if missing:
+        raise CoveyError(
+            f"model.name={name!r}: the weights in {path} lack {len(missing)} tensors ({', '.join(missing[:3])}). The download "
+            "is not complete, or config.json describes another model"
+        )
     refuse_unsupported_head(model, name)
     # Llama-style embeddings drop the gradient of `padding_idx`; where the pad token is also the end token (SmolLM2),
     # the end token's embedding would never be trained. Covey masks by length and needs no padding index.
@@ -129,6 +133,15 @@ def load_policy(
         stop_ids=stop_token_ids(model, tokenizer, config),
         uses_plain_template=uses_plain_template,
     )
+
+
+def load_weights(path: Path, *, trust_remote_code: bool) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model in float32 and the tensors it lacks: transformers fills those with random numbers and warns."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
+    )
+    model, info = loaded
+    return model, sorted(info["missing_keys"])
 
 
 def resolve_model(name: str, *, revision: str | None, progress: Callable[[str], None]) -> Path:

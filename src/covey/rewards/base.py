@@ -97,12 +97,13 @@ def safe_score(reward: Reward, sample: Sample) -> Score:
     started = time.monotonic()
     try:
         score = reward(sample)
+        is_in_range = score.value is None or (math.isfinite(score.value) and reward.low <= score.value <= reward.high)
     except Exception:  # Whatever a user's function raises is data about that function; it must not end the run here.
         return Score(value=None, error=traceback.format_exc(limit=-3), elapsed_s=time.monotonic() - started)
     elapsed_s = time.monotonic() - started
     if score.value is None:
         return replace(score, error=score.error or f"{reward.name} returned None", elapsed_s=elapsed_s)
-    if not (math.isfinite(score.value) and reward.low <= score.value <= reward.high):
+    if not is_in_range:
         error = (
             f"{reward.name} returned {score.value}, outside its declared range [{reward.low}, {reward.high}]; "
             "scale it, or declare the range it really has"

@@ -6,10 +6,13 @@ import re
 from decimal import Decimal
 
 from covey.rewards.base import Sample, score_of
-from covey.rewards.extract import normalise, numbers_in, without_restatement
+from covey.rewards.extract import MAX_TEXT_CHARACTERS, has_other_digits, normalise, numbers_in, without_restatement
 from covey.types import Score
 
-_DENIAL = re.compile(r"\b(?:not|never|isn't|wasn't|cannot|can't|or|either|neither)\b", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\b(?:not|never|cannot|or|nor|either|neither|minus|negative|than)\b|n't\b|!=|(?<![\w=/\"'-])[<>\u2260\u2264\u2265\u2248~]=?\s*-?\d",
+    re.IGNORECASE,
+)
 
 
 def last_number(sample: Sample) -> Score:
@@ -28,8 +31,10 @@ def asserted_number(sample: Sample) -> Score:
     """
     text = normalise(sample.completion)
     expression = sample.prompt.tags.get("expression", "")
-    asserted = set(numbers_in(without_restatement(text, expression) if expression else text))
-    if len(asserted) != 1 or _DENIAL.search(text):
+    stated = without_restatement(text, expression) if expression else text
+    asserted = set(numbers_in(stated))
+    is_cut = len(sample.completion) > MAX_TEXT_CHARACTERS
+    if len(asserted) != 1 or has_other_digits(stated) or _DENIAL.search(text) or is_cut:
         return score_of(0.0)
     number = asserted.pop()
     return score_of(float(number == Decimal(sample.prompt.answer)), extracted=str(number))

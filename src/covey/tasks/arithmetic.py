@@ -117,7 +117,7 @@ def probes(prompt: Prompt) -> list[Probe]:
         f"{answer} or {answer + 1}",
         f"not {answer}",
         f"{answer + 1} = {answer}",
-        f"{answer}{answer}",
+        f"{answer}7",
         f"{answer}.5",
         f"1{answer}",
         f"-{answer}" if answer else "-",
