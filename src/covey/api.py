@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,12 @@ from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl,
 from covey.report import write_report
 from covey.report.load import load_run
 from covey.report.stats import verdict
-from covey.rewards.base import Reward, Rewarder, reward_from_function
-from covey.sampling import stream_key
+from covey.rewards.base import Rewarder
 from covey.session import open_session
-from covey.tasks.base import PARTS, Part, Task
+from covey.tasks.base import Task
+from covey.tasks.from_python import CUSTOM_TASK, PromptLike, RewardLike, task_of_prompts
 from covey.train import train as run_loop
-from covey.types import CoveyError, Message, Prompt
-
-PromptLike = str | Mapping[str, Any] | Prompt
-"""A question; or a mapping with "prompt" (text) or "messages", and optionally "answer" and "id"; or a Prompt."""
-
-RewardLike = Callable[..., Any] | Reward
-HELD_OUT_SHARE = 0.2
-MAX_HELD_OUT = 200
+from covey.types import CoveyError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,9 +145,6 @@ def plan_lines(recipe: Recipe, run: RunDirectory) -> list[str]:
     ]
 
 
-CUSTOM_TASK = "python"
-"""Task name in the recipe of a run whose prompts came from Python."""
-
 # What may differ between a run and its resumption, because it changes no number that was computed before.
 RESUMABLE_KEYS = {
     "run.num_threads",
@@ -183,6 +171,10 @@ def prepare_run(
         CoveyError: the recipe is wrong, or a resumed run would change what it has computed.
     """
     if resume is not None:
+        if recipe is not None:
+            raise ConfigError(
+                f"recipe {str(recipe)!r} with resume: a run goes on with the recipe it was started with; leave it out"
+            )
         run = RunDirectory.open(Path(resume))
         saved = load_recipe(run.recipe)
         resolved = override_recipe(saved, overrides, model)
@@ -228,7 +220,7 @@ def override_recipe(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str]
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             section, option = place_option(key)
-            values[section][option] = value
+            values.setdefault(section, {})[option] = value
     else:
         for override in overrides:
             apply_override(values, override)
@@ -264,62 +256,3 @@ def refuse_changes(saved: Recipe, wanted: Recipe) -> None:
                     f"{key}={after[section][option]!r}: the run was started with {value!r}. A resumed run may change "
                     f"{', '.join(sorted(RESUMABLE_KEYS))} only; start a new run for anything else"
                 )
-
-
-def task_of_prompts(
-    prompts: Iterable[PromptLike],
-    held_out: Iterable[PromptLike] | None,
-    reward: RewardLike | None,
-    gold: RewardLike | None,
-    reward_range: tuple[float, float],
-) -> Task:
-    """Return a task made of a user's prompts and functions."""
-    if reward is None:
-        raise ConfigError("prompts were given without a reward; give reward=function, which scores a completion")
-    listed = [make_prompt(prompt, number) for number, prompt in enumerate(prompts)]
-    if not listed:
-        raise ConfigError("prompts is empty; at least one is needed")
-    if held_out is not None:
-        measured = [make_prompt(prompt, number) for number, prompt in enumerate(held_out)]
-        parts: dict[Part, Sequence[Prompt]] = {"choose": measured, "test": []}
-        train_prompts = listed
-    else:
-        size = min(MAX_HELD_OUT, int(len(listed) * HELD_OUT_SHARE) // len(PARTS))
-        ranked = sorted(listed, key=lambda prompt: stream_key(0, "split", prompt.prompt_id))
-        parts = {part: ranked[index * size : (index + 1) * size] for index, part in enumerate(PARTS)}
-        train_prompts = ranked[size * len(PARTS) :]
-    return Task(
-        name=CUSTOM_TASK,
-        train=train_prompts,
-        held_out=parts,
-        proxy=as_reward(reward, reward_range),
-        gold=as_reward(gold, reward_range) if gold is not None else None,
-        probes=(),
-    )
-
-
-def as_reward(reward: RewardLike, reward_range: tuple[float, float]) -> Reward:
-    """Return a Reward as it is, and a plain function wrapped as one with the declared range."""
-    if all(hasattr(reward, name) for name in ("name", "low", "high")):
-        return reward  # ty: ignore[invalid-explicit-return]
-    return reward_from_function(reward, low=reward_range[0], high=reward_range[1])
-
-
-def make_prompt(prompt: PromptLike, number: int) -> Prompt:
-    """Return a Prompt; its id is a hash of the question and the answer unless one is given."""
-    if isinstance(prompt, Prompt):
-        return prompt
-    fields = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
-    unknown = set(fields) - {"prompt", "messages", "answer", "id"}
-    if unknown or ("prompt" in fields) == ("messages" in fields):
-        raise ConfigError(
-            f"prompts[{number}] has the keys {sorted(fields)}; give a text, or a mapping with 'prompt' or 'messages' and "
-            "optionally 'answer' and 'id'"
-        )
-    if "prompt" in fields:
-        messages = (Message(role="user", content=str(fields["prompt"])),)
-    else:
-        messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in fields["messages"])
-    content = json.dumps([[m.role, m.content] for m in messages] + [str(fields.get("answer"))])
-    prompt_id = str(fields.get("id") or hashlib.sha256(content.encode()).hexdigest()[:16])
-    return Prompt(prompt_id=prompt_id, messages=messages, answer=fields.get("answer"), task=CUSTOM_TASK)
