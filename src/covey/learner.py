@@ -37,7 +37,7 @@ class LearnerSpec:
     warmup_steps: int
     num_steps: int
     decay: bool
-    """Whether the learning rate falls linearly to 0 at the last step, or stays."""
+    """Whether the learning rate falls linearly, to 0 after the last step, or stays."""
     max_grad_norm: float
     weight_decay: float
     max_new_tokens: int
@@ -61,7 +61,7 @@ class Learner:
         self.num_updates = 0
 
     def learning_rate(self) -> float:
-        """Return the rate of the next update: linear warm-up, then constant or linear decay to 0."""
+        """Return the rate of the next update: linear warm-up, then constant or falling linearly to 0 after the last step."""
         update = self.num_updates + 1
         warmup = min(1.0, update / max(1, self.spec.warmup_steps))
         left = (self.spec.num_steps - update + 1) / max(1, self.spec.num_steps - self.spec.warmup_steps)
@@ -145,10 +145,10 @@ class Learner:
 
     def score(self, model: PreTrainedModel, tokens: Tokens) -> Tensor:
         """Return the frozen log-probs [B, T] of all completions under `model`, laid out as in the update."""
-        packs = self._plan(tokens, range(len(tokens.completion_ids)))
+        rows_with_tokens = tokens.completion_mask.any(dim=1).nonzero()[:, 0].tolist()
         logprobs = torch.zeros(tokens.completion_ids.shape)
         with torch.no_grad():
-            for micro_batch in packs:
+            for micro_batch in self._plan(tokens, rows_with_tokens):
                 rows = torch.tensor([row for pack in micro_batch for row in pack.rows])
                 scores = score_completions(
                     model,

@@ -23,11 +23,12 @@ from tests.digits import (
 )
 
 import covey
-from covey.api import PromptLike, Run, make_prompt, place_option, plan_lines, task_of_prompts
+from covey.api import Run, place_option, plan_lines
 from covey.config import Recipe
 from covey.monitor.run_directory import RunDirectory, read_rows
 from covey.rewards.base import FunctionReward, Sample
 from covey.rewards.registry import REWARDS
+from covey.tasks.from_python import PromptLike, make_prompt, task_of_prompts
 from covey.types import CoveyError, Message, Prompt, Score
 
 QUESTIONS = [f"Say digits, {number}" for number in range(30)]

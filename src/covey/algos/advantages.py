@@ -17,13 +17,13 @@ from covey.tensors import GroupStats
 def group_mean(stats: GroupStats) -> Float64[Tensor, "P 1"]:
     """Return the mean reward over each group's scored rollouts (0 for a group without one)."""
     count = stats.scored.sum(dim=1, keepdim=True)
-    return (stats.rewards * stats.scored).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    return torch.where(stats.scored, stats.rewards, 0.0).sum(dim=1, keepdim=True) / count.clamp(min=1)
 
 
 def group_std(stats: GroupStats, *, ddof: int) -> Float64[Tensor, "P 1"]:
     """Return the standard deviation over each group's scored rollouts, with divisor (count - ddof)."""
     count = stats.scored.sum(dim=1, keepdim=True)
-    squares = ((stats.rewards - group_mean(stats)) ** 2 * stats.scored).sum(dim=1, keepdim=True)
+    squares = torch.where(stats.scored, (stats.rewards - group_mean(stats)) ** 2, 0.0).sum(dim=1, keepdim=True)
     return (squares / (count - ddof).clamp(min=1)).sqrt()
 
 
