@@ -32,7 +32,7 @@ app = typer.Typer(
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Temperature = Annotated[float, typer.Option(help="0 = greedy.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 = greedy.")]
 ModelArgument = Annotated[str, typer.Argument(help="Bundled name, local directory, hub id, or a run directory.")]
 
 

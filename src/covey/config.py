@@ -154,11 +154,6 @@ class Recipe(Section):
                 f"train.max_draws={self.train.max_draws} with train.drop_flat_groups=false: nothing would be drawn again, "
                 "because nothing is dropped. Set one of them back"
             )
-        if self.train.warmup_steps >= self.train.num_steps and self.train.decay:
-            raise ValueError(
-                f"train.warmup_steps={self.train.warmup_steps} leaves no step of train.num_steps={self.train.num_steps} to "
-                "decay in. Lower warmup_steps or set train.decay=false"
-            )
         return self
 
     def to_toml(self) -> str:

@@ -25,10 +25,11 @@ class Recorder:
     num_steps: int
 
     def event(self, step: int, kind: str, message: str, **fields: Any) -> None:
-        """Append to `events.jsonl`, and show it if it is a warning."""
+        """Append to `events.jsonl` and show it, loudly if something is wrong. An error is shown by whoever catches it."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.run.logs()["events"].append({"step": step, "at": at, "kind": kind, "message": message, **fields})
-        (self.console.warn if kind == "warning" else self.console.note)(message)
+        if kind != "error":
+            (self.console.warn if kind in ("warning", "fallback") else self.console.note)(message)
 
     def step(
         self,

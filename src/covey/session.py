@@ -125,7 +125,7 @@ def open_session(
         closing.enter_context(run.lock())
         sinks = SinkSet(open_sinks(recipe.run.sinks, run.path.name, run.path, recipe.model_dump()), console.warn)
         closing.callback(sinks.close)
-        checkpoint = find_checkpoint(run, recipe, task, console)
+        checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(run.recipe, recipe.to_toml())
         if not run.env.exists():
             environment = describe_run(recipe, policy, task, rewarder)
@@ -134,6 +134,9 @@ def open_session(
         engine = TransformersEngine(policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
         sampling = Sampling(temperature=recipe.sampling.temperature, max_new_tokens=recipe.sampling.max_new_tokens)
+        recorder = Recorder(run=run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
+        for message in passed_over:
+            recorder.event(progress.step, "fallback", message)
         return Session(
             recipe=recipe,
             task=task,
@@ -154,7 +157,7 @@ def open_session(
                 sampling=sampling, samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=recipe.run.seed
             ),
             run=run,
-            recorder=Recorder(run=run, console=console, sinks=sinks, num_steps=recipe.train.num_steps),
+            recorder=recorder,
             progress=progress,
             closing=closing.pop_all(),
         )
@@ -224,9 +227,10 @@ def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> N
 def task_hash(task: Task) -> str:
     """Return a hash of all questions: a resumed run must see the data that it started with."""
     digest = hashlib.sha256()
-    for part in (task.train, *task.held_out.values()):
-        for prompt in part:
-            digest.update(json.dumps([prompt.prompt_id, [m.content for m in prompt.messages], str(prompt.answer)]).encode())
+    for part, prompts in {"train": task.train, **task.held_out}.items():
+        for prompt in prompts:
+            turns = [[message.role, message.content] for message in prompt.messages]
+            digest.update(json.dumps([part, prompt.prompt_id, turns, str(prompt.answer)]).encode())
     return digest.hexdigest()
 
 
@@ -254,18 +258,21 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder)
     }
 
 
-def find_checkpoint(run: RunDirectory, recipe: Recipe, task: Task, console: Console) -> Checkpoint | None:
-    """Return the newest valid checkpoint of the run, None if it has none yet.
+def find_checkpoint(run: RunDirectory, recipe: Recipe, task: Task, policy: Policy) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest valid checkpoint of the run (None if it has none yet) and why newer ones were passed over.
 
     Raises:
-        CoveyError: all checkpoints are damaged, or the task's questions have changed.
+        CoveyError: all checkpoints are damaged, or the task's questions or the base model's weights have changed.
     """
     path, passed_over = newest_valid_checkpoint(run.checkpoints)
-    for message in passed_over:
-        console.warn(message)
     if path is None:
-        return None
+        return None, passed_over
     checkpoint = load_checkpoint(path)
+    if checkpoint.state["base_sha256"] != policy.identity.sha256:
+        raise CoveyError(
+            f"the weights of {recipe.model.name!r} are not those that {run.path} was started from. Start a new run, or restore "
+            "the weights"
+        )
     if checkpoint.state["task_hash"] != task_hash(task):
         raise CoveyError(
             f"the questions of task {task.name!r} are not those that {run.path} was started with; a resumed run must see the "
@@ -275,7 +282,7 @@ def find_checkpoint(run: RunDirectory, recipe: Recipe, task: Task, console: Cons
         raise CoveyError(
             f"{run.path} is at step {checkpoint.step} already, train.num_steps={recipe.train.num_steps}. Give a larger number"
         )
-    return checkpoint
+    return checkpoint, passed_over
 
 
 def restart(run: RunDirectory) -> Progress:
@@ -324,6 +331,7 @@ def save_session(session: Session) -> Path:
             "progress": dataclasses.asdict(session.progress),
             "num_updates": session.learner.num_updates,
             "task_hash": task_hash(session.task),
+            "base_sha256": session.policy.identity.sha256,
             "config_hash": hashlib.sha256(session.recipe.to_toml().encode()).hexdigest(),
         },
         log_sizes={name: log.size for name, log in logs.items()},

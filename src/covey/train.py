@@ -15,7 +15,7 @@ from covey.self_checks import check_before_training, disagreement, load_and_prov
 from covey.session import Session, save_session
 from covey.tasks.base import Part, training_prompts
 from covey.tensors import Scores
-from covey.types import Group, Prompt
+from covey.types import CoveyError, Group, Prompt
 
 
 def train(session: Session) -> bool:
@@ -23,7 +23,7 @@ def train(session: Session) -> bool:
     recipe, progress, clock = session.recipe, session.progress, Clock(session.progress.elapsed_s)
     if progress.is_checked:
         session.recorder.event(progress.step, "resumed", f"going on after step {progress.step}")
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, errors_recorded(session):
         load_and_prove_weights(session.engine, session.policy, progress.policy_version)
         if not progress.is_checked:
             prepare(session, clock)
@@ -32,10 +32,11 @@ def train(session: Session) -> bool:
             if is_due(progress.step, recipe.checkpoint.every) and progress.step < recipe.train.num_steps:
                 with clock.phase("checkpoint_s"):
                     save_session(session)
-        if stop.is_requested:
+        is_finished = progress.step == recipe.train.num_steps
+        if not is_finished:
             session.recorder.event(progress.step, "interrupted", f"{stop.signal_name}: stopped after step {progress.step}")
         save_session(session)
-    return not stop.is_requested
+    return is_finished
 
 
 def train_step(session: Session, clock: Clock) -> None:
@@ -126,6 +127,16 @@ def evaluate_parts(session: Session, clock: Clock, parts: tuple[Part, ...]) -> N
                     rewarder=session.rewarder,
                 )
                 session.recorder.evaluation(session.progress.step, part=part, mode=mode, rows=rows)
+
+
+@contextmanager
+def errors_recorded(session: Session) -> Generator[None]:
+    """Write an error that ends the run among its events, too."""
+    try:
+        yield
+    except CoveyError as error:
+        session.recorder.event(session.progress.step, "error", str(error))
+        raise
 
 
 def is_due(step: int, every: int) -> bool:

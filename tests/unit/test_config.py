@@ -111,12 +111,6 @@ def test_redrawing_without_dropping_is_a_contradiction():
     assert "Set one of them back" in message
 
 
-def test_a_warm_up_that_leaves_nothing_to_decay_in_is_a_contradiction():
-    message = message_of("train.num_steps=5", "train.warmup_steps=5", "train.decay=true")
-    assert message.startswith("train.warmup_steps=5 leaves no step of train.num_steps=5")
-    assert "Lower warmup_steps or set train.decay=false" in message
-
-
 def test_a_long_warm_up_without_decay_is_none():
     assert load_recipe(None, ["train.num_steps=5", "train.warmup_steps=5"]).train.warmup_steps == 5
 

@@ -127,13 +127,24 @@ def test_kept_flat_groups_stand_in_the_denominators(directory: Path) -> None:
 def test_later_draws_replace_dropped_groups_with_fresh_prompts(directory: Path) -> None:
     changes: dict[str, Any] = {"num_steps": 2, "group_size": 2, "max_new_tokens": 3, "max_draws": 4}
     run = train_digits(directory, "draws", **changes)
-    rows = [row for step in (1, 2) for row in read_rows(run.path / "rollouts" / f"step-{step:06d}.parquet")]
+    rows = [row for step in (1, 2) for row in rollouts_of(run, step)]
     assert sum(row["group/num_sampled"] for row in run.metrics) * 2 == len(rows) > 2 * 2 * SMALL["prompts_per_step"]
     assert {row["draw"] for row in rows} > {0}
     assert len({row["prompt_id"] for row in rows}) == len(rows) // 2  # 20 prompts last for both steps: none comes twice
 
 
+def test_the_same_prompt_is_answered_anew_in_each_step_and_sample(directory: Path) -> None:
+    """Random numbers that depended on the prompt alone would show the policy the same completions again and again."""
+    run = train_digits(directory, "anew", prompts=["Say digits"], prompts_per_step=1, num_steps=3, learning_rate=1e-12)
+    completions = [row["completion"] for row in rollouts_of(run, 1) + rollouts_of(run, 2) + rollouts_of(run, 3)]
+    assert len(set(completions)) == len(completions) == 3 * SMALL["group_size"]
+
+
 # What is logged
+
+
+def rollouts_of(run: Run, step: int) -> list[dict[str, Any]]:
+    return read_rows(run.path / "rollouts" / f"step-{step:06d}.parquet")
 
 
 def documented_keys() -> set[str]:
@@ -195,7 +206,7 @@ def test_counters_count(run: Run) -> None:
 
 def test_metrics_are_those_of_the_recorded_rollouts(run: Run) -> None:
     for step, row in enumerate(run.metrics, start=1):
-        rollouts = read_rows(run.path / "rollouts" / f"step-{step:06d}.parquet")
+        rollouts = rollouts_of(run, step)
         rewards = [rollout["reward"] for rollout in rollouts]
         assert list(rollouts[0]) == list(ROLLOUT_COLUMNS)
         assert rewards == [digit_share(rollout["completion"]) for rollout in rollouts]

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from covey.models.bundled import BUNDLED, ensure_bundled, is_bundled
 from covey.types import CoveyError, Message
@@ -137,9 +138,15 @@ def load_policy(
 
 def load_weights(path: Path, *, trust_remote_code: bool) -> tuple[PreTrainedModel, list[str]]:
     """Return the model in float32 and the tensors it lacks: transformers fills those with random numbers and warns."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
-    )
+    shows_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # Covey's own lines say what is loaded, and `--quiet` means quiet.
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
+        )
+    finally:
+        if shows_bar:
+            transformers_logging.enable_progress_bar()
     model, info = loaded
     return model, sorted(info["missing_keys"])
 

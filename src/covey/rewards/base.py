@@ -98,7 +98,7 @@ def safe_score(reward: Reward, sample: Sample) -> Score:
     try:
         score = reward(sample)
         is_in_range = score.value is None or (math.isfinite(score.value) and reward.low <= score.value <= reward.high)
-    except Exception:  # Whatever a user's function raises is data about that function; it must not end the run here.
+    except (Exception, SystemExit):  # Whatever a user's function raises is data about it; it must not end the run here.
         return Score(value=None, error=traceback.format_exc(limit=-3), elapsed_s=time.monotonic() - started)
     elapsed_s = time.monotonic() - started
     if score.value is None:
