@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,10 @@ def run_session(
         report = write_report(run.path)
         lines = [verdict(load_run(run.path)).headline, f"report: {report}"]
         if not is_finished:
-            lines = [f"stopped and saved. To go on: covey train --resume {run.path}", f"report so far: {report}"]
+            lines = [
+                f"stopped and saved. To go on: covey train --resume {shlex.quote(str(run.path))}",
+                f"report so far: {report}",
+            ]
         console.finish(lines)
     finally:
         console.close()
@@ -248,6 +252,11 @@ def place_option(key: str) -> tuple[str, str]:
 def refuse_changes(saved: Recipe, wanted: Recipe) -> None:
     """Raise if the resumed run would differ in more than RESUMABLE_KEYS."""
     before, after = saved.model_dump(), wanted.model_dump()
+    if saved.train.decay and saved.train.num_steps != wanted.train.num_steps:
+        raise ConfigError(
+            f"train.num_steps={wanted.train.num_steps}: with train.decay=true the learning rate has been falling towards the end at "
+            f"step {saved.train.num_steps}; another end would make it jump. Start a new run, or leave num_steps as it is"
+        )
     for section, options in before.items():
         for option, value in options.items():
             key = f"{section}.{option}"

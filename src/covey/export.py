@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ from covey.types import CoveyError
 
 # Only the run needs these; everything else in a checkpoint is the model.
 _NOT_PART_OF_THE_MODEL = {"MANIFEST.json", "state.json", "optimizer.safetensors"}
-_NOTICES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 
 
 def export_model(run_path: Path, directory: Path) -> Path:
@@ -33,9 +31,5 @@ def export_model(run_path: Path, directory: Path) -> Path:
     for file in checkpoint.iterdir():
         if file.name not in _NOT_PART_OF_THE_MODEL:
             shutil.copyfile(file, temporary / file.name)
-    base = Path(json.loads(run.env.read_text())["model"]["path"])
-    for name in _NOTICES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, temporary / name)
     temporary.rename(directory)
     return directory

@@ -17,6 +17,7 @@ from covey.algos.objective import Objective, masked_mean, policy_loss
 from covey.metrics import Max, Mean, Metric, Sum, merge_metrics
 from covey.models.scoring import Pack, plan_micro_batches, plan_packs, score_completions
 from covey.tensors import Batch, Scores, Tokens
+from covey.types import CoveyError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +80,7 @@ class Learner:
         metrics.
 
         Raises:
-            FloatingPointError: the gradient is not finite; weights and optimizer are untouched.
+            CoveyError: the gradient is not finite; weights and optimizer are untouched.
         """
         if not rows_with_gradient(batch, has_kl=self.objective.beta != 0.0):
             return {}
@@ -88,7 +89,10 @@ class Learner:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"the gradient norm is {norm}")
+            raise CoveyError(
+                f"the norm of the gradient is {norm}: training has diverged, and this update was not made. Resume from the last "
+                "checkpoint, or start again with a lower train.learning_rate"
+            )
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -128,6 +128,7 @@ def rollout_metrics(sampled: SampledGroups, *, reward_low: float, reward_high: f
         "reward/std": mean_of([_std(rewards)] if len(rewards) > 1 else []),
         "reward/error_frac": mean_of(float(rollout.reward.value is None) for rollout in rollouts),
         "gold/mean": mean_of(golds),
+        "gold/error_frac": mean_of(float(rollout.gold.value is None) for rollout in rollouts if rollout.gold),
         "group/usable_frac": Mean(sum(not group.is_flat for group in sampled.all), num_groups),
         "group/all_correct_frac": Mean(flat.count({reward_high}), num_groups),
         "group/all_wrong_frac": Mean(flat.count({reward_low}), num_groups),

@@ -24,6 +24,9 @@ PLAIN_CHAT_TEMPLATE = (
 )
 """Used, and shown, for a base model whose tokenizer carries no chat template."""
 
+NOTICES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+"""Files of the base model that go wherever its weights go."""
+
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 # Heads that do more than a projection: scoring applies the projection alone, so a model with one of these set is refused.
@@ -67,13 +70,18 @@ class Policy:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def describing_files(self) -> dict[str, bytes]:
-        """Return config, tokenizer and chat template by file name: what makes a directory of weights a Hugging Face model."""
+        """Return config, tokenizer, chat template and the base model's licence and notice, by file name.
+
+        Together with the weights they make a complete Hugging Face model directory.
+        """
+        notices = {name: Path(self.identity.path, name) for name in NOTICES}
         with tempfile.TemporaryDirectory() as directory:
             self.model.config.save_pretrained(directory)
             if self.model.generation_config is not None:
                 self.model.generation_config.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
-            return {file.name: file.read_bytes() for file in sorted(Path(directory).iterdir())}
+            files = {file.name: file for file in sorted(Path(directory).iterdir())}
+            return {name: file.read_bytes() for name, file in {**notices, **files}.items() if file.is_file()}
 
     @property
     def max_sequence_tokens(self) -> int:

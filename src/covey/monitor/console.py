@@ -230,7 +230,7 @@ class LiveConsole:
         left = duration(eta_s(self._records))
         yield "time", f"{duration(record.elapsed_s)}, about {left} left ({step_time_s(self._records):.1f} s a step)"
         yield "reward", self._trend("reward/mean")
-        yield "gold", self._trend("gold/mean") if "gold/mean" in metrics else "none: the run is flying blind"
+        yield "gold", self._trend("gold/mean") if metrics.get("gold/mean") is not None else "none: the run is flying blind"
         used, sampled = metrics.get("group/num_used"), metrics.get("group/num_sampled")
         flat = f"{percent(metrics.get('group/all_correct_frac'))} all correct, "
         flat += f"{percent(metrics.get('group/all_wrong_frac'))} all wrong"

@@ -137,7 +137,7 @@ def step_line(records: Sequence[StepRecord]) -> str:
     """Return the last step in one short line."""
     record = records[-1]
     metrics = record.metrics
-    gold = [f"gold {number(metrics['gold/mean'])}"] if "gold/mean" in metrics else []
+    gold = [f"gold {number(metrics['gold/mean'])}"] if metrics.get("gold/mean") is not None else []
     used, sampled = metrics.get("group/num_used"), metrics.get("group/num_sampled")
     words = [
         f"step {record.step}/{record.num_steps}",
