@@ -119,12 +119,10 @@ def run_session(
         with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder) as session:
             is_finished = run_loop(session)
         report = write_report(run.path)
+        command = f"covey train --resume {shlex.quote(str(run.path))}"
         lines = [verdict(load_run(run.path)).headline, f"report: {report}"]
         if not is_finished:
-            lines = [
-                f"stopped and saved. To go on: covey train --resume {shlex.quote(str(run.path))}",
-                f"report so far: {report}",
-            ]
+            lines = [f"stopped and saved. To go on: {command}", f"report so far: {report}"]
         console.finish(lines)
     finally:
         console.close()
@@ -254,8 +252,8 @@ def refuse_changes(saved: Recipe, wanted: Recipe) -> None:
     before, after = saved.model_dump(), wanted.model_dump()
     if saved.train.decay and saved.train.num_steps != wanted.train.num_steps:
         raise ConfigError(
-            f"train.num_steps={wanted.train.num_steps}: with train.decay=true the learning rate has been falling towards the end at "
-            f"step {saved.train.num_steps}; another end would make it jump. Start a new run, or leave num_steps as it is"
+            f"train.num_steps={wanted.train.num_steps}: with train.decay=true the learning rate has been falling towards its "
+            f"end at step {saved.train.num_steps}; another end would make it jump. Start a new run, or leave num_steps as it is"
         )
     for section, options in before.items():
         for option, value in options.items():

@@ -90,8 +90,8 @@ class Learner:
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise CoveyError(
-                f"the norm of the gradient is {norm}: training has diverged, and this update was not made. Resume from the last "
-                "checkpoint, or start again with a lower train.learning_rate"
+                f"the norm of the gradient is {norm}: training has diverged, and this update was not made. Resume from the "
+                "last checkpoint, or start again with a lower train.learning_rate"
             )
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:

@@ -7,6 +7,8 @@ rows from the batch. It is written to be correct and readable; the fast engine i
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -57,7 +59,8 @@ class TransformersEngine:
         self, prompts: Sequence[list[int]], sampling: Sampling, *, group_size: int, keys: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
         longest = max(len(prompt) for prompt in prompts)
-        per_chunk = max(1, self._max_batch_tokens // ((longest + sampling.max_new_tokens) * group_size))
+        most = max(1, self._max_batch_tokens // ((longest + sampling.max_new_tokens) * group_size))
+        per_chunk = math.ceil(len(prompts) / math.ceil(len(prompts) / most))  # chunks of about equal size
         starts = range(0, len(prompts), per_chunk)
         completions: list[list[Completion]] = []
         for number, start in enumerate(starts):
@@ -117,30 +120,37 @@ class _Decoding:
         self._model = model
         self._stop_ids = stop_ids
         self.rows = list(range(len(prompts) * group_size))
-        width = max(len(prompt) for prompt in prompts)
-        input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
         self._cache = DynamicCache()
+        shared = common_prefix_length(prompts)
+        if shared:  # Such as the system message: computed once for all prompts.
+            prefix = torch.tensor([prompts[0][:shared]])
+            self._forward(prefix, torch.ones_like(prefix), torch.arange(shared)[None])
+            self._cache.batch_repeat_interleave(len(prompts))
+        width = max(len(prompt) for prompt in prompts) - shared
+        input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros(len(prompts), shared + width, dtype=torch.long)
+        mask[:, :shared] = 1
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt) + shared :] = torch.tensor(prompt[shared:])
+            mask[row, shared + width - len(prompt) + shared :] = 1
         # Left padding: positions count real tokens only, so that a row's result does not depend on its neighbours' lengths.
-        logits = self._forward(input_ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
+        logits = self._forward(input_ids, mask, position_ids)
         self._cache.batch_repeat_interleave(group_size)
         self._mask = mask.repeat_interleave(group_size, dim=0)
         self.logits: Float[Tensor, "B V"] = logits.repeat_interleave(group_size, dim=0)
         self._next_ids: Int[Tensor, "B"] = torch.empty(0, dtype=torch.long)
 
     def _forward(self, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Float[Tensor, "B V"]:
-        output = self._model(
+        hidden = self._model.get_decoder()(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
+        ).last_hidden_state
+        # A contiguous matrix: for a strided [B, 1, D] torch would expand the head's weights to one copy a row.
+        return self._model.get_output_embeddings()(hidden[:, -1].contiguous())
 
     def drop_finished(self, tokens: Int[Tensor, "B"]) -> int:
         """Take in the drawn tokens, remove rows that drew an end token, and return how many rows are left."""
@@ -157,6 +167,14 @@ class _Decoding:
         """Compute the logits of the next token from the tokens drawn last."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
         self.logits = self._forward(self._next_ids[:, None], self._mask, self._mask.sum(dim=1, keepdim=True) - 1)
+
+
+def common_prefix_length(prompts: Sequence[list[int]]) -> int:
+    """Return how many tokens all prompts begin with alike, at least one short of each; 0 for a single prompt."""
+    if len(prompts) == 1:
+        return 0
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def draw_tokens(
