@@ -177,7 +177,7 @@ def main() -> None:
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     generator, rng = torch.Generator(model.device).manual_seed(args.seed), random.Random(args.seed)
-    problems = [(f"What is {a} + {b}? Answer with just the number.", str(a + b)) for a in range(21) for b in range(21)]
+    problems = [(f"What is {a} + {b}? Answer with just the number.", str(a + b)) for a in range(21) for b in range(a + 1)]
     rng.shuffle(problems)
     held_out, problems = problems[: args.num_held_out], problems[args.num_held_out :]
     draw = functools.partial(sample, model, tokenizer, max_new_tokens=args.max_new_tokens)

@@ -1,10 +1,9 @@
-"""From a recipe to the objects that the loop works with, and from a checkpoint back to where it stood."""
+"""From a recipe to the objects that the loop works with."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -20,7 +19,6 @@ from transformers import PreTrainedModel
 from covey.algos.objective import Objective
 from covey.algos.registry import ALGORITHMS
 from covey.algos.surrogates import Clip
-from covey.checkpoint import Checkpoint, load_checkpoint, newest_valid_checkpoint, save_checkpoint
 from covey.config import Recipe
 from covey.engines.base import Engine
 from covey.engines.transformers import TransformersEngine
@@ -36,6 +34,7 @@ from covey.monitor.run_directory import (
     write_text_atomic,
 )
 from covey.monitor.sinks import SinkSet, open_sinks
+from covey.persistence import Progress, find_checkpoint, restart, restore, save_state
 from covey.recorder import Recorder
 from covey.rewards.base import Rewarder
 from covey.rewards.registry import find_reward
@@ -44,21 +43,6 @@ from covey.sampling import Sampling
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
 from covey.types import CoveyError
-
-
-@dataclass(kw_only=True, slots=True)
-class Progress:
-    """Where the loop stands: all the state there is besides weights, optimizer and logs."""
-
-    step: int = 0
-    """Steps finished."""
-    num_prompts_drawn: int = 0
-    """Position in the endless stream of training prompts."""
-    policy_version: int = 0
-    elapsed_s: float = 0.0
-    """Seconds in the loop, summed over resumes."""
-    is_checked: bool = False
-    """Whether the checks and the evaluation before training are done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,20 +88,7 @@ def open_session(
         task = task or find_task(recipe.task.name, level=recipe.task.level)
         task.check()
         rewarder = rewarder or make_rewarder(recipe, task)
-        policy = load_policy(
-            recipe.model.name,
-            revision=recipe.model.revision or None,
-            trust_remote_code=recipe.model.trust_remote_code,
-            compute_dtype=recipe.model.compute_dtype,
-            progress=console.note,
-        )
-        if policy.uses_plain_template:
-            console.note(f"{recipe.model.name} has no chat template; prompts look like this: {show_prompt(policy, task)!r}")
-        if not any(task.held_out.values()):
-            console.warn(
-                "no question is held out: nothing will show whether the model got better. Give more prompts, or held_out"
-            )
-        refuse_long_prompts(policy, task, max_new_tokens=recipe.sampling.max_new_tokens)
+        policy = open_policy(recipe, task, console)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.beta else None
         learner = make_learner(recipe, policy, rewarder)
         if not run.recipe.exists():
@@ -133,7 +104,6 @@ def open_session(
         progress = restore(checkpoint, policy, learner, run) if checkpoint else restart(run)
         engine = TransformersEngine(policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
-        sampling = Sampling(temperature=recipe.sampling.temperature, max_new_tokens=recipe.sampling.max_new_tokens)
         recorder = Recorder(run=run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
         for message in passed_over:
             recorder.event(progress.step, "fallback", message)
@@ -145,22 +115,54 @@ def open_session(
             engine=engine,
             rewarder=rewarder,
             learner=learner,
-            rollouts=RolloutSpec(
-                sampling=sampling,
-                prompts_per_step=recipe.train.prompts_per_step,
-                group_size=recipe.train.group_size,
-                max_draws=recipe.train.max_draws,
-                drop_flat_groups=recipe.train.drop_flat_groups,
-                seed=recipe.run.seed,
-            ),
-            evaluation=EvaluationSpec(
-                sampling=sampling, samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=recipe.run.seed
-            ),
+            rollouts=rollout_spec(recipe),
+            evaluation=evaluation_spec(recipe),
             run=run,
             recorder=recorder,
             progress=progress,
             closing=closing.pop_all(),
         )
+
+
+def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
+    """Return the model that the recipe names, after checking that the task's prompts fit it."""
+    policy = load_policy(
+        recipe.model.name,
+        revision=recipe.model.revision or None,
+        trust_remote_code=recipe.model.trust_remote_code,
+        compute_dtype=recipe.model.compute_dtype,
+        progress=console.note,
+    )
+    if policy.uses_plain_template:
+        console.note(f"{recipe.model.name} has no chat template; prompts look like this: {show_prompt(policy, task)!r}")
+    if not any(task.held_out.values()):
+        console.warn("no question is held out: nothing will show whether the model got better. Give more prompts, or held_out")
+    refuse_long_prompts(policy, task, max_new_tokens=recipe.sampling.max_new_tokens)
+    return policy
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """Return the distribution that training completions are drawn from."""
+    return Sampling(temperature=recipe.sampling.temperature, max_new_tokens=recipe.sampling.max_new_tokens)
+
+
+def rollout_spec(recipe: Recipe) -> RolloutSpec:
+    """Return how the groups of a step are sampled."""
+    return RolloutSpec(
+        sampling=sampling_of(recipe),
+        prompts_per_step=recipe.train.prompts_per_step,
+        group_size=recipe.train.group_size,
+        max_draws=recipe.train.max_draws,
+        drop_flat_groups=recipe.train.drop_flat_groups,
+        seed=recipe.run.seed,
+    )
+
+
+def evaluation_spec(recipe: Recipe) -> EvaluationSpec:
+    """Return how held-out prompts are sampled."""
+    return EvaluationSpec(
+        sampling=sampling_of(recipe), samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=recipe.run.seed
+    )
 
 
 def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
@@ -224,16 +226,6 @@ def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> N
                 )
 
 
-def task_hash(task: Task) -> str:
-    """Return a hash of all questions: a resumed run must see the data that it started with."""
-    digest = hashlib.sha256()
-    for part, prompts in {"train": task.train, **task.held_out}.items():
-        for prompt in prompts:
-            turns = [[message.role, message.content] for message in prompt.messages]
-            digest.update(json.dumps([part, prompt.prompt_id, turns, str(prompt.answer)]).encode())
-    return digest.hexdigest()
-
-
 def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder) -> dict[str, Any]:
     """Return what goes into `env.json`."""
     spec = ALGORITHMS[recipe.algorithm.name]
@@ -258,82 +250,13 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder)
     }
 
 
-def find_checkpoint(run: RunDirectory, recipe: Recipe, task: Task, policy: Policy) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest valid checkpoint of the run (None if it has none yet) and why newer ones were passed over.
-
-    Raises:
-        CoveyError: all checkpoints are damaged, or the task's questions or the base model's weights have changed.
-    """
-    path, passed_over = newest_valid_checkpoint(run.checkpoints)
-    if path is None:
-        return None, passed_over
-    checkpoint = load_checkpoint(path)
-    if checkpoint.state["base_sha256"] != policy.identity.sha256:
-        raise CoveyError(
-            f"the weights of {recipe.model.name!r} are not those that {run.path} was started from. Start a new run, or restore "
-            "the weights"
-        )
-    if checkpoint.state["task_hash"] != task_hash(task):
-        raise CoveyError(
-            f"the questions of task {task.name!r} are not those that {run.path} was started with; a resumed run must see the "
-            "same data. Start a new run, or restore the data"
-        )
-    if checkpoint.step > recipe.train.num_steps:
-        raise CoveyError(
-            f"{run.path} is at step {checkpoint.step} already, train.num_steps={recipe.train.num_steps}. Give a larger number"
-        )
-    return checkpoint, passed_over
-
-
-def restart(run: RunDirectory) -> Progress:
-    """Return the progress of a run without checkpoint, its logs emptied of what an earlier start has left."""
-    for log in run.logs().values():
-        log.truncate(0)
-    return Progress()
-
-
-def restore(checkpoint: Checkpoint, policy: Policy, learner: Learner, run: RunDirectory) -> Progress:
-    """Put weights, optimizer and logs back to the checkpoint, bit for bit, and return its progress."""
-    weights = checkpoint.tensors("model.safetensors")
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            parameter.copy_(weights[name])
-    saved = checkpoint.tensors("optimizer.safetensors")
-    state = learner.optimizer.state_dict()
-    state["state"] = {}
-    for name, tensor in saved.items():
-        index, _, field = name.partition(".")
-        state["state"].setdefault(int(index), {})[field] = tensor
-    learner.optimizer.load_state_dict(state)
-    learner.num_updates = checkpoint.state["num_updates"]
-    for name, log in run.logs().items():
-        log.truncate(checkpoint.log_sizes[name])
-    return Progress(**checkpoint.state["progress"])
-
-
 def save_session(session: Session) -> Path:
-    """Save everything that `restore` needs, as a directory that transformers can load too."""
-    optimizer_state = session.learner.optimizer.state_dict()["state"]
-    logs = session.run.logs()
-    for log in logs.values():
-        log.sync()
-    return save_checkpoint(
-        session.run.checkpoints,
-        session.progress.step,
-        tensors={
-            "model.safetensors": dict(session.policy.model.named_parameters()),
-            "optimizer.safetensors": {
-                f"{index}.{field}": value for index, fields in optimizer_state.items() for field, value in fields.items()
-            },
-        },
-        texts=session.policy.describing_files(),
-        state={
-            "progress": dataclasses.asdict(session.progress),
-            "num_updates": session.learner.num_updates,
-            "task_hash": task_hash(session.task),
-            "base_sha256": session.policy.identity.sha256,
-            "config_hash": hashlib.sha256(session.recipe.to_toml().encode()).hexdigest(),
-        },
-        log_sizes={name: log.size for name, log in logs.items()},
-        keep=session.recipe.checkpoint.keep,
+    """Save everything that a resumed session needs, as a directory that transformers can load too."""
+    return save_state(
+        session.run,
+        session.recipe,
+        progress=session.progress,
+        policy=session.policy,
+        learner=session.learner,
+        task=session.task,
     )

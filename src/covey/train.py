@@ -22,7 +22,11 @@ def train(session: Session) -> bool:
     """Train from where the session stands to its last step. Return False if a signal stopped it before, at a saved step."""
     recipe, progress, clock = session.recipe, session.progress, Clock(session.progress.elapsed_s)
     if progress.is_checked:
-        session.recorder.event(progress.step, "resumed", f"going on after step {progress.step}")
+        left = recipe.train.num_steps - progress.step
+        message = (
+            f"going on after step {progress.step}, {left} to go" if left else "all steps are done: nothing is left to train"
+        )
+        session.recorder.event(progress.step, "resumed", message)
     with stop_on_signals() as stop, errors_recorded(session):
         load_and_prove_weights(session.engine, session.policy, progress.policy_version)
         if not progress.is_checked:
