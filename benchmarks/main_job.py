@@ -48,6 +48,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             results["runs"].append(run_seed(arguments.recipe, seed, arguments.keep or Path(scratch)))
+        RESULTS.parent.mkdir(exist_ok=True)
         write_text_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
         print(json.dumps(results["runs"][-1]))
 
