@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from covey.monitor.run_directory import describe_machine, describe_versions, read_jsonl, write_text_atomic
+from covey.monitor.environment import describe_machine, describe_versions
+from covey.monitor.run_directory import read_jsonl, write_text_atomic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
@@ -47,7 +48,8 @@ def main() -> None:
         if any(run["seed"] == seed for run in results["runs"]):
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            results["runs"].append(run_seed(arguments.recipe, seed, arguments.keep or Path(scratch)))
+            directory = (arguments.keep or Path(scratch)) / git("rev-parse", "--short", "HEAD")
+            results["runs"].append(run_seed(arguments.recipe, seed, directory))
         RESULTS.parent.mkdir(exist_ok=True)
         write_text_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
         print(json.dumps(results["runs"][-1]))

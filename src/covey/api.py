@@ -89,8 +89,8 @@ def train(
     """Train a model and return the run.
 
     `prompts` are questions of your own; `reward` scores completions (any of the parameters completion, answer, prompt,
-    sample; see `covey.rewards.base.reward_from_function`) and `gold` is a stricter verifier that is never optimised. Both
-    return numbers in `reward_range`, or None for "could not be scored".
+    sample; see `covey.rewards.base.reward_from_function`) with numbers in `reward_range`, or None for "could not be
+    scored". `gold` is a stricter verifier that is never optimised, with numbers from 0 to 1: its mean is an accuracy.
     Without `held_out`, a fifth of the prompts, chosen by a hash of the question, is kept from training and measured.
     `overrides` are recipe options: `num_steps=20` where the name is unique, `train__num_steps=20` always. `resume` goes
     on with an unfinished run; give the same prompts and rewards again.
@@ -102,6 +102,8 @@ def train(
     if task is None and held_out is not None:
         raise ConfigError("held_out was given without prompts; give both, or neither to use the recipe's task")
     run, resolved = prepare_run(recipe, model=model, overrides=overrides, resume=resume, is_custom=task is not None)
+    if task is not None and (resolved.reward.name or resolved.reward.gold):
+        raise ConfigError("reward.name and reward.gold are for built-in tasks; with prompts, give functions instead")
     rewarder = Rewarder(proxy=task.proxy, gold=task.gold) if task else None
     if task is None and (reward is not None or gold is not None):
         raise ConfigError("reward and gold functions go with prompts; for a built-in task name them in the recipe's [reward]")
@@ -120,6 +122,8 @@ def run_session(
             is_finished = run_loop(session)
         report = write_report(run.path)
         command = f"covey train --resume {shlex.quote(str(run.path))}"
+        if recipe.task.name == CUSTOM_TASK:
+            command = f"covey.train(resume={str(run.path)!r}, prompts=..., reward=...) with the same prompts and functions"
         lines = [verdict(load_run(run.path)).headline, f"report: {report}"]
         if not is_finished:
             lines = [f"stopped and saved. To go on: {command}", f"report so far: {report}"]

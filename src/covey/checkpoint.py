@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from covey.monitor.run_directory import describe_versions, fsync, write_bytes_synced
+from covey.monitor.environment import describe_versions
+from covey.monitor.run_directory import fsync, write_bytes_synced
 from covey.types import CoveyError
 
 FORMAT_VERSION = 1

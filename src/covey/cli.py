@@ -16,6 +16,7 @@ import typer
 from covey.types import CoveyError
 
 if TYPE_CHECKING:
+    from covey.config import Recipe
     from covey.engines.base import Engine
     from covey.evaluate import Row
     from covey.models.policy import Policy
@@ -41,7 +42,9 @@ def main() -> None:
     try:
         app()
     except CoveyError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        from covey.monitor.progress import printable
+
+        typer.secho(f"error: {printable(str(error))}", err=True, fg=typer.colors.RED)
         sys.exit(EXIT_WRONG_INPUT)
 
 
@@ -110,8 +113,8 @@ def fetch(model: Annotated[str, typer.Argument(help="A bundled name, such as smo
 @app.command()
 def evaluate(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="A row of the task table.")] = "arithmetic",
-    level: Annotated[str, typer.Option(help="Difficulty.")] = "easy",
+    task: Annotated[str | None, typer.Option(help="A row of the task table; of a run, its own.")] = None,
+    level: Annotated[str | None, typer.Option(help="Difficulty; of a run, its own.")] = None,
     part: Annotated[str, typer.Option(help="Held-out part: choose, guard or test.")] = "choose",
     num_prompts: Annotated[int, typer.Option(min=1)] = 200,
     temperature: Temperature = 0.0,
@@ -127,7 +130,8 @@ def evaluate(
     from covey.tasks.base import PARTS
     from covey.tasks.registry import find_task
 
-    questions = find_task(task, level=level)
+    own = recipe_of(model).task
+    questions = find_task(task or own.name, level=level or own.level or "easy")
     if part not in PARTS:
         raise CoveyError(f"--part {part!r} is none of {', '.join(PARTS)}")
     policy, engine = open_model(model)
@@ -143,7 +147,7 @@ def evaluate(
         engine=engine,
         rewarder=Rewarder(proxy=questions.proxy, gold=questions.gold),
     )
-    what = {"model": model, "note": policy.identity.note, "task": questions.name, "part": part, "mode": mode}
+    what = {"model": model, "note": note_of(model, policy), "task": questions.name, "part": part, "mode": mode}
     summary = what | summarise(rows, None)
     if as_json:
         print_json(summary)
@@ -185,6 +189,7 @@ def chat(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Try a model by hand: each line is a new question. An empty line or Ctrl-D ends it."""
+    from covey.monitor.progress import printable
     from covey.sampling import Sampling, stream_key
     from covey.types import Message
 
@@ -209,11 +214,30 @@ def open_model(name: str) -> tuple[Policy, Engine]:
     from covey.engines.transformers import TransformersEngine
     from covey.models.policy import load_policy
 
-    is_run = (Path(name) / "recipe.toml").is_file()
-    policy = load_policy(str(open_run(name).model_path) if is_run else name, progress=say)
-    if policy.identity.note:
-        say(f"{name}: {policy.identity.note}")
+    policy = load_policy(str(open_run(name).model_path) if is_run(name) else name, progress=say)
+    if note := note_of(name, policy):
+        say(f"{name}: {note}")
     return policy, TransformersEngine(policy)
+
+
+def is_run(name: str) -> bool:
+    """Return whether this is a run directory and not a model."""
+    return (Path(name) / "recipe.toml").is_file()
+
+
+def recipe_of(name: str) -> Recipe:
+    """Return the recipe of a run directory, the default one for a model."""
+    from covey.config import load_recipe
+
+    return load_recipe(Path(name) / "recipe.toml" if is_run(name) else None)
+
+
+def note_of(name: str, policy: Policy) -> str:
+    """Return what must be said of the weights: of a run, what was said of those it started from."""
+    if not is_run(name):
+        return policy.identity.note
+    note = json.loads((Path(name) / "env.json").read_text())["model"]["note"]
+    return f"trained from: {note}" if note else ""
 
 
 def read_lines(prompt: str) -> Any:
@@ -226,11 +250,6 @@ def read_lines(prompt: str) -> Any:
         if not line.strip():
             return
         yield line
-
-
-def printable(text: str) -> str:
-    """Return the text without control characters: a model's output must not steer the terminal."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 say: Callable[[str], None] = lambda message: typer.echo(message, err=True)  # noqa: E731

@@ -106,7 +106,7 @@ class TrainSection(Section):
     drop_flat_groups: bool = Field(True, description="leave groups whose rewards are all equal out of the update")
     learning_rate: float = Field(2e-5, gt=0, description="of AdamW")
     warmup_steps: NotNegative = Field(5, description="updates with a linearly rising learning rate")
-    decay: bool = Field(False, description="let the learning rate fall linearly, to 0 after the last step")
+    decay: bool = Field(False, description="let the learning rate fall linearly with the updates, to 0 after one in each step")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     max_tokens_per_micro_batch: Positive = Field(4096, description="memory bound of the update; changes no gradient")

@@ -38,7 +38,7 @@ class LearnerSpec:
     warmup_steps: int
     num_steps: int
     decay: bool
-    """Whether the learning rate falls linearly, to 0 after the last step, or stays."""
+    """Whether the learning rate falls linearly, to 0 after `num_steps` updates, or stays."""
     max_grad_norm: float
     weight_decay: float
     max_new_tokens: int
@@ -62,7 +62,7 @@ class Learner:
         self.num_updates = 0
 
     def learning_rate(self) -> float:
-        """Return the rate of the next update: linear warm-up, then constant or falling linearly to 0 after the last step."""
+        """Return the rate of the next update: linear warm-up, then constant or falling, to 0 after `num_steps` updates."""
         update = self.num_updates + 1
         warmup = min(1.0, update / max(1, self.spec.warmup_steps))
         left = (self.spec.num_steps - update + 1) / max(1, self.spec.num_steps - self.spec.warmup_steps)
@@ -70,7 +70,10 @@ class Learner:
 
     def make_batch(self, tokens: Tokens, scores: Scores) -> Batch:
         """Return the batch with its advantages: [P, G] from the group statistics, then one for each token."""
-        advantages = self.objective.spec.advantage(tokens.stats, min_group_std=self.objective.min_group_std)
+        objective = self.objective
+        advantages = objective.spec.advantage(
+            tokens.stats, min_group_std=objective.min_group_std, reward_range=objective.reward_range
+        )
         return Batch(tokens=tokens, scores=scores, advantages=outcome_credit(advantages, tokens.completion_mask))
 
     def update(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Metric]:

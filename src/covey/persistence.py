@@ -75,6 +75,7 @@ def restart(run: RunDirectory) -> Progress:
     """Return the progress of a run without checkpoint, its logs emptied of what an earlier start has left."""
     for log in run.logs().values():
         log.truncate(0)
+    run.forget_after(-1)
     return Progress()
 
 
@@ -94,6 +95,7 @@ def restore(checkpoint: Checkpoint, policy: Policy, learner: Learner, run: RunDi
     learner.num_updates = checkpoint.state["num_updates"]
     for name, log in run.logs().items():
         log.truncate(checkpoint.log_sizes[name])
+    run.forget_after(checkpoint.step)
     return Progress(**checkpoint.state["progress"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +96,7 @@ def sample_step(
         if missing == 0:
             break
         prompts = next_prompts(missing)
-        keys = [
-            rollout_keys(spec.seed, "rollout", step=step, draw=draw, prompt_id=prompt.prompt_id, group_size=spec.group_size)
-            for prompt in prompts
-        ]
+        keys = draw_keys(prompts, spec, step=step, draw=draw)
         groups, draw_rollout_s, draw_reward_s = sample_groups(
             prompts, policy=policy, engine=engine, rewarder=rewarder, sampling=spec.sampling, keys=keys
         )
@@ -113,6 +111,18 @@ def sample_step(
         rollout_s=rollout_s,
         reward_s=reward_s,
     )
+
+
+def draw_keys(prompts: Sequence[Prompt], spec: RolloutSpec, *, step: int, draw: int) -> list[list[int]]:
+    """Return the stream keys of one draw. A prompt that comes again in it gets other numbers, not the same completions."""
+    seen: Counter[str] = Counter()
+    keys: list[list[int]] = []
+    for prompt in prompts:
+        again = seen[prompt.prompt_id]
+        seen[prompt.prompt_id] += 1
+        name = f"{prompt.prompt_id}\x1f{again}" if again else prompt.prompt_id
+        keys.append(rollout_keys(spec.seed, "rollout", step=step, draw=draw, prompt_id=name, group_size=spec.group_size))
+    return keys
 
 
 def rollout_metrics(sampled: SampledGroups, *, reward_low: float, reward_high: float) -> dict[str, Metric]:
@@ -161,6 +171,18 @@ def refuse_failing_reward(sampled: SampledGroups, *, max_error_frac: float) -> N
         )
 
 
+def gold_problem(sampled: SampledGroups, *, max_error_frac: float) -> str | None:
+    """Return in words that gold fails too often for its figures to be complete, None if it does not."""
+    scores = [rollout.gold for group in sampled.all for rollout in group.rollouts if rollout.gold]
+    errors = [score.error for score in scores if score.value is None]
+    if len(errors) <= max_error_frac * len(scores):
+        return None
+    return (
+        f"gold could not score {len(errors)} of {len(scores)} completions, and its figures leave them out. "
+        f"The first failure:\n{errors[0]}"
+    )
+
+
 def rollout_rows(sampled: SampledGroups) -> list[dict[str, Any]]:
     """Return the rows of `rollouts/step-NNNNNN.parquet`."""
     rows: list[dict[str, Any]] = []
@@ -181,7 +203,7 @@ def rollout_rows(sampled: SampledGroups) -> list[dict[str, Any]]:
                     "parts": json.dumps(dict(rollout.reward.parts)),
                     "extracted": rollout.reward.extracted,
                     "gold": rollout.gold.value if rollout.gold else None,
-                    "error": rollout.reward.error,
+                    "error": rollout.reward.error or (rollout.gold.error if rollout.gold else None),
                     "used": index < len(sampled.used),
                 }
             )

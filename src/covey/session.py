@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,11 +26,11 @@ from covey.evaluate import EvaluationSpec
 from covey.learner import Learner, LearnerSpec, ScoringSpec
 from covey.models.policy import Policy, load_policy
 from covey.monitor.console import Console
+from covey.monitor.environment import describe_machine, describe_versions, num_usable_cores
 from covey.monitor.run_directory import (
     SCHEMA_VERSION,
     RunDirectory,
-    describe_machine,
-    describe_versions,
+    refuse_occupied,
     write_text_atomic,
 )
 from covey.monitor.sinks import SinkSet, open_sinks
@@ -82,25 +82,30 @@ def open_session(
     Raises:
         CoveyError: saying which option, model, task or file is wrong, and what to do.
     """
+    is_new = not run.recipe.exists()
     with ExitStack() as closing:
         closing.callback(console.close)
-        torch.set_num_threads(recipe.run.num_threads or os.cpu_count() or 1)
+        torch.set_num_threads(recipe.run.num_threads or num_usable_cores())
         task = task or find_task(recipe.task.name, level=recipe.task.level)
         task.check()
         rewarder = rewarder or make_rewarder(recipe, task)
         policy = open_policy(recipe, task, console)
         reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.beta else None
         learner = make_learner(recipe, policy, rewarder)
-        if not run.recipe.exists():
+        if is_new:
             RunDirectory.create(run.path)
         closing.enter_context(run.lock())
-        sinks = SinkSet(open_sinks(recipe.run.sinks, run.path.name, run.path, recipe.model_dump()), console.warn)
-        closing.callback(sinks.close)
+        if is_new:
+            refuse_occupied(run.path)  # Somebody else may have used the name while the model was being loaded.
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(run.recipe, recipe.to_toml())
-        if not run.env.exists():
+        if run.env.exists():
+            warn_of_other_threads(run, console)
+        else:
             environment = describe_run(recipe, policy, task, rewarder)
             write_text_atomic(run.env, json.dumps(environment, indent=1) + "\n")
+        sinks = SinkSet(open_sinks(recipe.run.sinks, run.path.name, run.path, recipe.model_dump()), console.warn)
+        closing.callback(sinks.close)
         progress = restore(checkpoint, policy, learner, run) if checkpoint else restart(run)
         engine = TransformersEngine(policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
@@ -182,7 +187,8 @@ def make_learner(recipe: Recipe, policy: Policy, rewarder: Rewarder) -> Learner:
             spec=ALGORITHMS[algorithm.name],
             clip=Clip(low=algorithm.epsilon_low, high=algorithm.epsilon_high),
             beta=algorithm.beta,
-            min_group_std=algorithm.min_group_std * (rewarder.proxy.high - rewarder.proxy.low),
+            min_group_std=algorithm.min_group_std,
+            reward_range=rewarder.proxy.high - rewarder.proxy.low,
         ),
         ScoringSpec(
             temperature=recipe.sampling.temperature,
@@ -226,6 +232,19 @@ def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> N
                 )
 
 
+def warn_of_other_threads(run: RunDirectory, console: Console) -> None:
+    """Say so if a resumed run computes with another number of threads, which changes the last bits of its numbers."""
+    before, now = json.loads(run.env.read_text())["num_threads"], torch.get_num_threads()
+    if before != now:
+        console.warn(f"the run was started with {before} threads and goes on with {now}: its bits will not be the same")
+
+
+def command_line(words: Sequence[str]) -> list[str]:
+    """Return Covey's own command line. Of a user's script only the name: its arguments are none of ours to publish."""
+    program = Path(words[0]).name
+    return [program, *words[1:]] if program == "covey" else [program]
+
+
 def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder) -> dict[str, Any]:
     """Return what goes into `env.json`."""
     spec = ALGORITHMS[recipe.algorithm.name]
@@ -236,7 +255,7 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder)
         "covey_version": versions["covey"],
         "name": recipe.run.name,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": command_line(sys.argv),
         "machine": describe_machine(),
         "versions": versions,
         "num_threads": torch.get_num_threads(),

@@ -10,7 +10,7 @@ from covey.batch import make_tokens
 from covey.evaluate import MODES, evaluate
 from covey.interrupts import stop_on_signals
 from covey.metrics import Metric, Sum, metric_values
-from covey.rollout import refuse_failing_reward, rollout_metrics, sample_step
+from covey.rollout import gold_problem, refuse_failing_reward, rollout_metrics, sample_step
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
 from covey.session import Session, save_session
 from covey.tasks.base import Part, training_prompts
@@ -59,6 +59,8 @@ def train_step(session: Session, clock: Clock) -> None:
     clock.add("rollout_s", sampled.rollout_s)
     clock.add("reward_s", sampled.reward_s)
     refuse_failing_reward(sampled, max_error_frac=recipe.reward.max_error_frac)
+    if problem := gold_problem(sampled, max_error_frac=recipe.reward.max_error_frac):
+        session.recorder.event(step, "warning", problem)
     proxy = session.rewarder.proxy
     metrics = rollout_metrics(sampled, reward_low=proxy.low, reward_high=proxy.high)
     if sampled.used:

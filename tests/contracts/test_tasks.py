@@ -26,8 +26,8 @@ every_level = pytest.mark.parametrize("level", TASK_LEVELS["arithmetic"])
 # results from before it can no longer be compared.
 PINNED_IDS = {
     ("arithmetic", "easy"): "b8301626316aee37",
-    ("arithmetic", "medium"): "8488b1a4abb91fe2",
-    ("arithmetic", "hard"): "7b72e1e60c2cda14",
+    ("arithmetic", "medium"): "c2326d4ace6be716",
+    ("arithmetic", "hard"): "fb7ec51ea9c720f6",
 }
 
 
@@ -260,3 +260,10 @@ def test_gold_pays_a_right_answer_in_any_of_these_wordings(wording: str):
         if safe_score(GOLD, make_sample(completion, prompt=prompt)).value != 1.0:
             unpaid.append(f"{completion!r} to {prompt.text!r}")
     assert unpaid == []
+
+
+def test_what_one_level_holds_out_is_trained_on_at_no_level():
+    """Else a model trained on one level would be measured on another with questions that it has seen."""
+    tasks = [task_of("arithmetic", level) for level in TASK_LEVELS["arithmetic"]]
+    trained = {prompt.messages for task in tasks for prompt in task.train}
+    assert not [prompt.prompt_id for task in tasks for prompt in held_out(task) if prompt.messages in trained]

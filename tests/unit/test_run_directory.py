@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from covey.monitor.environment import describe_machine, describe_versions
 from covey.monitor.run_directory import (
     JsonlLog,
     RunDirectory,
-    describe_machine,
-    describe_versions,
     free_run_name,
     read_jsonl,
     read_rows,
@@ -277,3 +276,15 @@ def test_versions_name_python_and_what_is_installed() -> None:
     versions = describe_versions()
     assert versions["python"].count(".") == 2
     assert {"torch", "transformers", "numpy"} <= set(versions)
+
+
+def test_completions_of_later_steps_are_forgotten(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    for folder in (run.rollouts, run.evals):
+        folder.mkdir()
+    for step in (1, 2, 10):
+        run.rollouts_of(step).touch()
+        run.evals_of(step, part="choose", mode="greedy").touch()
+    run.forget_after(2)
+    assert sorted(file.name for file in run.rollouts.iterdir()) == ["step-000001.parquet", "step-000002.parquet"]
+    assert len(list(run.evals.iterdir())) == 2

@@ -34,21 +34,21 @@ def is_informative(stats: GroupStats) -> Bool[Tensor, "P 1"]:
     return highest > lowest
 
 
-def dr_grpo_advantages(stats: GroupStats, *, min_group_std: float = 0.0) -> Float64[Tensor, "P G"]:
-    """Return r - mean(r): Dr. GRPO (arXiv 2503.20783, section 3.2). `min_group_std` has no effect without a division."""
-    del min_group_std
+def dr_grpo_advantages(stats: GroupStats, *, min_group_std: float = 0.0, reward_range: float = 1.0) -> Float64[Tensor, "P G"]:
+    """Return r - mean(r): Dr. GRPO (arXiv 2503.20783, section 3.2). The options have no effect without a division."""
+    del min_group_std, reward_range
     return torch.where(is_informative(stats) & stats.scored, stats.rewards - group_mean(stats), 0.0)
 
 
 def grpo_advantages(
-    stats: GroupStats, *, min_group_std: float = 0.0, ddof: int = 1, eps: float = 1e-4
+    stats: GroupStats, *, min_group_std: float = 0.0, reward_range: float = 1.0, ddof: int = 1, eps: float = 1e-4
 ) -> Float64[Tensor, "P G"]:
     """Return (r - mean(r)) / (std(r) + eps): GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
 
     The paper fixes neither ddof nor eps; the sample deviation and 1e-4 are common practice. A group whose deviation is
-    below `min_group_std` is centred but not scaled: dividing crumbs of reward by their own spread would turn them into
-    full-size signal.
+    below `min_group_std` * `reward_range` is divided by `reward_range` instead: dividing crumbs of reward by their own
+    spread would turn them into full-size signal.
     """
     std = group_std(stats, ddof=ddof)
-    scale = torch.where(std < min_group_std, torch.ones_like(std), std + eps)
+    scale = torch.where(std < min_group_std * reward_range, torch.full_like(std, reward_range), std + eps)
     return dr_grpo_advantages(stats) / scale

@@ -24,6 +24,9 @@ class Objective:
     beta: float = 0.0
     """Weight of the per-token KL term; 0 = no reference model is needed."""
     min_group_std: float = 0.0
+    """Groups with a smaller deviation are not scaled up; as a share of `reward_range`."""
+    reward_range: float = 1.0
+    """The reward's declared highest value minus its lowest."""
 
 
 def policy_loss(

@@ -23,7 +23,7 @@ class PolicySpec:
     formula: str
     """What the row computes, in plain text, with the names of the options in it."""
     advantage: Callable[..., Tensor]
-    """(GroupStats, *, min_group_std) -> [P, G]"""
+    """(GroupStats, *, min_group_std, reward_range) -> [P, G]"""
     log_ratio: Callable[[Tensor, Tensor], Tensor] = token_log_ratio
     """(logprobs, old_logprobs) -> [B, T]"""
     surrogate: Callable[[Tensor, Tensor, Tensor, Clip], Tensor] = clipped_surrogate

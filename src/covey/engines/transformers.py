@@ -33,7 +33,10 @@ class TransformersEngine:
     ):
         self._stop_ids = torch.tensor(sorted(policy.stop_ids), dtype=torch.long)
         self._dtype = policy.compute_dtype
-        self._model: PreTrainedModel = copy.deepcopy(policy.model).to(self._dtype).requires_grad_(False)
+        self._model: PreTrainedModel = copy.deepcopy(policy.model).requires_grad_(False)
+        # Parameters only: buffers such as rotary frequencies stay float32, as they are where completions are scored.
+        for parameter in self._model.parameters():
+            parameter.data = parameter.data.to(self._dtype)
         self._version = 0
         self._max_batch_tokens = max_batch_tokens
         self._progress = progress

@@ -168,7 +168,17 @@ def resolve_model(name: str, *, revision: str | None, progress: Callable[[str], 
     from huggingface_hub import snapshot_download  # Only a hub id needs it.
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+    patterns = [
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "*.json",
+        "*.jinja",
+        "*.model",
+        "*.txt",
+        "*.py",
+        "LICENSE*",
+        "NOTICE*",
+    ]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

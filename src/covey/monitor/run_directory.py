@@ -7,10 +7,8 @@ process writes and holds the lock; readers never wait for it. Plain Python, beca
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -52,7 +50,6 @@ _COLUMN_TYPES = {
     **dict.fromkeys(("reward", "gold", "proxy"), "float64"),
     "used": "bool",
 }
-_PACKAGES = ("covey", "torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy", "pyarrow", "peft", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +132,12 @@ class RunDirectory:
     def evals_of(self, step: int, *, part: str, mode: str) -> Path:
         """The Parquet file with the completions of one evaluation."""
         return self.evals / f"{part}-{mode}-step-{step:06d}.parquet"
+
+    def forget_after(self, step: int) -> None:
+        """Remove the completions of later steps: a resumed run makes those steps again, or never."""
+        for file in [*self.rollouts.glob("step-*.parquet"), *self.evals.glob("*-step-*.parquet")]:
+            if int(file.stem.rpartition("-")[2]) > step:
+                file.unlink()
 
     def logs(self) -> dict[str, JsonlLog]:
         """Return the append-only logs by name: what a checkpoint records the sizes of."""
@@ -321,28 +324,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path).read().to_pylist()
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return what `env.json` says about the machine. `num_cores` are those that this process may use."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory_gb = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    return {"cpu": _cpu_name(), "num_cores": num_cores, "memory_gb": memory_gb, "platform": platform.platform()}
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that numbers depend on."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -92,11 +92,27 @@ def reward_from_function(function: Callable[..., Any], *, low: float = 0.0, high
     return FunctionReward(name=name, score=score, low=low, high=high)
 
 
+def as_reward(reward: Callable[..., Any] | Reward, reward_range: tuple[float, float] = (0.0, 1.0)) -> Reward:
+    """Return a Reward as it is, and a plain function wrapped as one with the declared range.
+
+    Raises:
+        CoveyError: it is no function, or the range is empty.
+    """
+    if not callable(reward):
+        raise CoveyError(f"reward {reward!r} is not a function; give one that scores a completion")
+    if all(hasattr(reward, name) for name in ("name", "low", "high")):
+        return reward  # ty: ignore[invalid-explicit-return]
+    low, high = reward_range
+    if not low < high:
+        raise CoveyError(f"reward_range={reward_range}: the first number must be smaller than the second")
+    return reward_from_function(reward, low=low, high=high)
+
+
 def safe_score(reward: Reward, sample: Sample) -> Score:
     """Return the reward's score; a failure or a value outside its declared range becomes a Score without value."""
     started = time.monotonic()
     try:
-        score = reward(sample)
+        score = with_plain_values(reward(sample))
         is_in_range = score.value is None or (math.isfinite(score.value) and reward.low <= score.value <= reward.high)
     except (Exception, SystemExit):  # Whatever a user's function raises is data about it; it must not end the run here.
         return Score(value=None, error=traceback.format_exc(limit=-3), elapsed_s=time.monotonic() - started)
@@ -110,6 +126,16 @@ def safe_score(reward: Reward, sample: Sample) -> Score:
         )
         return replace(score, value=None, error=error, elapsed_s=elapsed_s)
     return replace(score, elapsed_s=elapsed_s)
+
+
+def with_plain_values(score: Score) -> Score:
+    """Return the score with plain floats and text in it, whatever number types a user's function has put there."""
+    return replace(
+        score,
+        value=None if score.value is None else float(score.value),
+        parts={str(name): float(part) for name, part in score.parts.items()},
+        extracted=None if score.extracted is None else str(score.extracted),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

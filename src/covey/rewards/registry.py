@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from covey.rewards.base import FunctionReward, Reward, reward_from_function
+from covey.rewards.base import FunctionReward, Reward, as_reward
 from covey.rewards.numeric import asserted_number, last_number
 from covey.types import CoveyError
 
@@ -31,4 +31,4 @@ def find_reward(name: str, *, key: str) -> Reward:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise CoveyError(f"{key}={name!r} could not be imported ({error}). Is the module on PYTHONPATH?") from error
-    return reward_from_function(function)
+    return as_reward(function)

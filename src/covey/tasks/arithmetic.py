@@ -42,15 +42,14 @@ def arithmetic(*, level: str = "easy") -> Task:
     """
     if level not in LEVELS:
         raise CoveyError(f"task.level={level!r} is not a level of arithmetic; choose one of {', '.join(LEVELS)}")
-    spec = LEVELS[level]
-    ranked = sorted(canonical_questions(spec), key=lambda question: stream_key(_SPLIT_SEED, "split", *question))
+    ranked = ranked_questions(LEVELS[level])
     held_out = {
         part: [_prompt(level, *_one_order(question)) for question in ranked[i * HELD_OUT_PER_PART :][:HELD_OUT_PER_PART]]
         for i, part in enumerate(PARTS)
     }
-    train = [
-        _prompt(level, *question) for canonical in ranked[len(PARTS) * HELD_OUT_PER_PART :] for question in orders(canonical)
-    ]
+    # Held out at one level is trained on at none: a model from one level may be measured on another.
+    withheld = {question for spec in LEVELS.values() for question in ranked_questions(spec)[: len(PARTS) * HELD_OUT_PER_PART]}
+    train = [_prompt(level, *question) for canonical in ranked if canonical not in withheld for question in orders(canonical)]
     return Task(
         name=f"arithmetic/{level}",
         train=train,
@@ -80,6 +79,11 @@ def canonical_questions(level: Level) -> Iterator[Question]:
     largest_first, largest_second = level.largest_factors
     for first in range(2, largest_first + 1):
         yield from (("*", first, second) for second in range(2, min(first, largest_second) + 1))
+
+
+def ranked_questions(level: Level) -> list[Question]:
+    """Return the canonical questions in the order of their hash: those at the front are held out."""
+    return sorted(canonical_questions(level), key=lambda question: stream_key(_SPLIT_SEED, "split", *question))
 
 
 def orders(question: Question) -> list[Question]:

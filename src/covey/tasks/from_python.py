@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from covey.rewards.base import Reward, reward_from_function
+from covey.rewards.base import Reward, as_reward
 from covey.sampling import stream_key
 from covey.tasks.base import PARTS, Part, Task
 from covey.types import CoveyError, Message, Prompt
@@ -51,18 +51,17 @@ def task_of_prompts(
         train=train_prompts,
         held_out=parts,
         proxy=as_reward(reward, reward_range),
-        gold=as_reward(gold, reward_range) if gold is not None else None,
+        gold=as_gold(gold) if gold is not None else None,
         probes=(),
     )
 
 
-def as_reward(reward: RewardLike, reward_range: tuple[float, float]) -> Reward:
-    """Return a Reward as it is, and a plain function wrapped as one with the declared range."""
-    if not callable(reward):
-        raise CoveyError(f"reward {reward!r} is not a function; give one that scores a completion")
-    if all(hasattr(reward, name) for name in ("name", "low", "high")):
-        return reward  # ty: ignore[invalid-explicit-return]
-    return reward_from_function(reward, low=reward_range[0], high=reward_range[1])
+def as_gold(gold: RewardLike) -> Reward:
+    """Return the gold verifier. Its mean is read as an accuracy, so its range is [0, 1] whatever the reward's is."""
+    verifier = as_reward(gold)
+    if (verifier.low, verifier.high) != (0.0, 1.0):
+        raise CoveyError(f"gold {verifier.name!r} has the range [{verifier.low}, {verifier.high}]; give a verifier from 0 to 1")
+    return verifier
 
 
 def make_prompt(prompt: PromptLike, number: int) -> Prompt:
