@@ -188,7 +188,7 @@ def make_learner(recipe: Recipe, policy: Policy, rewarder: Rewarder) -> Learner:
             clip=Clip(low=algorithm.epsilon_low, high=algorithm.epsilon_high),
             beta=algorithm.beta,
             min_group_std=algorithm.min_group_std,
-            reward_range=rewarder.proxy.high - rewarder.proxy.low,
+            reward_range=float(rewarder.proxy.high - rewarder.proxy.low),
         ),
         ScoringSpec(
             temperature=recipe.sampling.temperature,

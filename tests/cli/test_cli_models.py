@@ -10,7 +10,8 @@ import pytest
 from tests.commands import SMALL, covey
 from tests.digits import digest, newest
 
-from covey.cli import printable, split_arguments
+from covey.cli import split_arguments
+from covey.monitor.progress import printable
 
 FEW = ["--num-prompts", "8", "--max-new-tokens", "6"]
 
@@ -79,8 +80,10 @@ def test_evaluate_speaks_json_alone(directory: Path) -> None:
 def test_a_run_directory_is_evaluated_at_its_newest_checkpoint(directory: Path) -> None:
     run = json.loads(covey("evaluate", "runs/first", "--json", *FEW, directory=directory).out)
     checkpoint = json.loads(covey("evaluate", str(newest(directory / "runs/first")), "--json", *FEW, directory=directory).out)
-    assert {key: run[key] for key in run if key != "model"} == {key: checkpoint[key] for key in run if key != "model"}
+    measured = run.keys() - {"model", "note"}
+    assert {key: run[key] for key in measured} == {key: checkpoint[key] for key in measured}
     assert run["model"] == "runs/first"
+    assert run["note"].startswith("trained from: ")
 
 
 @pytest.mark.parametrize("command", [["evaluate", "tiny", *FEW], ["chat", "tiny", "--prompt", "one"]], ids=str)
@@ -137,7 +140,7 @@ def test_what_a_model_says_cannot_steer_the_terminal(directory: Path) -> None:
 
 
 def test_printable_keeps_text_and_drops_what_is_no_text() -> None:
-    assert printable("a\x1b[31mb\x07\r\x00\u202ec\n\td é 字") == "a[31mbc\n\td é 字"
+    assert printable("a\x1b[31mb\x07\r\x00\u202ec\n\td é 字") == "a[31mbc\n    d é 字"
 
 
 def test_overrides_are_told_from_recipes_by_the_equals_sign() -> None:

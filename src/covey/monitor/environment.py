@@ -19,7 +19,13 @@ def num_usable_cores() -> int:
 def describe_machine() -> dict[str, Any]:
     """Return what `env.json` says about the machine. `num_cores` are those that this process may use."""
     memory_gb = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    return {"cpu": _cpu_name(), "num_cores": num_usable_cores(), "memory_gb": memory_gb, "platform": platform.platform()}
+    return {"cpu": _cpu_name(), "num_cores": num_usable_cores(), "memory_gb": memory_gb, "platform": _platform()}
+
+
+def _platform() -> str:
+    """Return operating system, architecture and C library: the kernel's build says more of the host than of the numbers."""
+    libc = " ".join(platform.libc_ver()).strip()
+    return ", ".join(part for part in (platform.system(), platform.machine(), libc) if part)
 
 
 def _cpu_name() -> str:

@@ -130,6 +130,8 @@ def safe_score(reward: Reward, sample: Sample) -> Score:
 
 def with_plain_values(score: Score) -> Score:
     """Return the score with plain floats and text in it, whatever number types a user's function has put there."""
+    if isinstance(score.value, str):
+        raise TypeError(f"the value of a Score must be a number, not the text {score.value!r}")
     return replace(
         score,
         value=None if score.value is None else float(score.value),
