@@ -106,6 +106,10 @@ def _call(
         os.dup2(opened, descriptor)
         os.close(opened)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
+    # Under nohup, or as a background job of a script, signals are ignored, and processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.environ.update(environment)
     os.chdir(directory)
     sys.path.insert(0, str(directory))
