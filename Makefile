@@ -39,7 +39,7 @@ check: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
-## The shipped recipe with three seeds: about 45 minutes on a quiet machine.
+## The shipped recipe with three seeds: about half an hour on two quiet cores.
 bench: $(VENV)/.base
 	$(BIN)/python benchmarks/main_job.py
 

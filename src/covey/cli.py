@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -252,7 +251,9 @@ def read_lines(prompt: str) -> Any:
         yield line
 
 
-say: Callable[[str], None] = lambda message: typer.echo(message, err=True)  # noqa: E731
+def say(message: str) -> None:
+    """Print a line of progress on standard error: standard output is for the result."""
+    typer.echo(message, err=True)
 
 
 def print_json(value: Any) -> None:
