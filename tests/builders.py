@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from covey.assembly import keeper
+from covey.config import make_recipe
 from covey.models.policy import Policy
 from covey.rewards.base import FunctionReward, Sample, score_of
 from covey.types import Completion, Group, Message, Prompt, Rollout, Score
@@ -59,6 +61,12 @@ def make_reward(
     function: Callable[[Sample], float], *, name: str = "reward", low: float = 0.0, high: float = 1.0
 ) -> FunctionReward:
     return FunctionReward(name=name, score=lambda sample: score_of(function(sample)), low=low, high=high)
+
+
+def keeps(*, drop_flat_groups: bool = True) -> Callable[[Group], bool]:
+    """Return which groups a run with the default algorithm trains on."""
+    recipe = make_recipe({"train": {"drop_flat_groups": drop_flat_groups}})
+    return keeper(recipe, make_reward(lambda sample: 0.0))
 
 
 def shake(policy: Policy, *, scale: float, seed: int = 1) -> None:

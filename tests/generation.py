@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from tests.builders import END, make_prompt
+from torch import Tensor
 
 from covey.batch import make_tokens
 from covey.engines.base import Engine
@@ -54,12 +55,30 @@ def as_groups(prompts: Sequence[list[int]], completions: Sequence[Sequence[Compl
 
 
 def trainer_gap(
-    policy: Policy, prompts: Sequence[list[int]], completions: Sequence[Sequence[Completion]], temperature: float
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    completions: Sequence[Sequence[Completion]],
+    *,
+    sampling: Sampling = SAMPLING,
+    max_shared_tokens: int = 0,
 ) -> float:
-    """Return the largest distance between the engine's log-probs and the trainer's, each row scored by itself."""
+    """Return the largest distance between the engine's log-probs and the trainer's."""
+    difference = trainer_differences(policy, prompts, completions, sampling=sampling, max_shared_tokens=max_shared_tokens)
+    return float(difference.abs().max())
+
+
+def trainer_differences(
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    completions: Sequence[Sequence[Completion]],
+    *,
+    sampling: Sampling = SAMPLING,
+    max_shared_tokens: int = 0,
+) -> Tensor:
+    """Return trainer minus engine log-prob of each token; each row is scored by itself, unless told to share prompts."""
     tokens = make_tokens(as_groups(prompts, completions))
-    packs = plan_packs(tokens, range(len(tokens.completion_ids)), max_shared_tokens=0)
+    packs = plan_packs(tokens, range(len(tokens.completion_ids)), max_shared_tokens=max_shared_tokens)
     with torch.no_grad():
-        scores = score_completions(policy.model, tokens, packs, temperature=temperature, compute_dtype=torch.float32)
+        scores = score_completions(policy.model, tokens, packs, sampling=sampling, compute_dtype=torch.float32)
     assert tokens.sampling_logprobs is not None
-    return float((scores.logprobs - tokens.sampling_logprobs)[tokens.completion_mask].abs().max())
+    return (scores.logprobs - tokens.sampling_logprobs)[tokens.completion_mask]

@@ -1,10 +1,10 @@
-"""Small ragged groups, and GRPO written a second time: one completion at a time, full logits, plain loops, autograd."""
+"""Small ragged groups for every row of the algorithm table, and their log-probs computed slowly: one completion at a time."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tests.builders import END, make_completion, make_prompt
@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from covey.algos.credit import outcome_credit
 from covey.algos.objective import Objective
 from covey.algos.registry import ALGORITHMS
-from covey.batch import make_tokens
+from covey.batch import StatsSpec, make_tokens
 from covey.learner import Learner, LearnerSpec, ScoringSpec
 from covey.models.policy import Policy
+from covey.sampling import Sampling
 from covey.tensors import Batch, GroupStats, Scores, Tokens
 from covey.types import Group, Rollout, Score
 
@@ -28,6 +29,18 @@ PROMPT_LENGTHS = (30, 18, 25)
 COMPLETION_LENGTHS = ((3, 14, 1, 9, 6), (8, 2, 11, 1, 5), (4, 7, 4, 2, 10))
 # One completion that could not be scored, two whose advantage is exactly 0 between others, and a flat group.
 REWARDS = ((1.0, 0.0, 0.5, None, 0.5), (0.2, 0.9, 0.4, 0.1, 0.7), (1.0, 1.0, 1.0, 1.0, 1.0))
+# Right or wrong: one of three right, one of five right, and a group in which all fail.
+BINARY = ((1.0, 0.0, 1.0, None, 0.0), (0.0, 1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0, 0.0))
+# Rewards of the greedy completions. The second is that of a sampled one, too, whose advantage over it is exactly 0.
+BASELINES = (0.3, 0.4, 1.0)
+PARTS = (
+    ((1.0, 0.0), (0.0, 0.0), (1.0, 2.0), (0.5, 1.0), (0.0, 1.0)),
+    ((0.0, 3.0), (1.0, 3.0), (1.0, 3.0), (0.0, 3.0), (0.2, 3.0)),  # The second part is flat.
+    ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+)
+PART_NAMES = ("content", "format")
+PART_WEIGHTS = (1.0, 0.5)
+STATS = StatsSpec(part_weights={"format": 0.5})
 
 Cut = tuple[int, int]
 """Tokens in a micro-batch and tokens behind one copy of a prompt, at most."""
@@ -43,6 +56,25 @@ SPEC = LearnerSpec(
     weight_decay=0.0,
     max_new_tokens=MAX_NEW_TOKENS,
 )
+ON_POLICY = Scores(old_logprobs=None, ref_logprobs=None)
+
+# Where a row's own numbers would leave nothing to see on these batches: a clip range that every completion is outside of,
+# a k as large as a group, no lower bound. (Fractions that float32 holds exactly, where the row computes with them in it.)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gspo": {"epsilon_low": 0.05, "epsilon_high": 0.08},
+    "gmpo": {"epsilon_low": 0.2, "epsilon_high": 0.28},
+    "cispo": {"epsilon_low": 0.2, "epsilon_high": 0.28},
+    "sapo": {"tau_negative": 1.125},
+    "passk": {"k": 2},
+}
+
+
+def objective_of(name: str, *, kl: str | None = None, aggregation: Any = None, **options: Any) -> Objective:
+    """Return the row as it is tested here: with its own KL term and aggregation unless others are named."""
+    spec = ALGORITHMS[name]
+    clip = {"epsilon_low": 0.2, "epsilon_high": 0.28} if "epsilon_high" in spec.options else {}
+    objective = Objective.of_row(spec, **(clip | OPTIONS.get(name, {}) | options))
+    return dataclasses.replace(objective, kl=kl or spec.kl, aggregation=aggregation or spec.aggregation)
 
 
 def stats_of(rewards: Sequence[Sequence[float | None]]) -> GroupStats:
@@ -62,62 +94,65 @@ def ragged_groups(
     completion_lengths: Sequence[Sequence[int]] = COMPLETION_LENGTHS,
     seed: int = 0,
 ) -> list[Group]:
-    """Return groups of random tokens. Every completion but those of length 1 finishes with the end token."""
+    """Return groups of random tokens, with parts of the reward and a greedy completion each.
+
+    Every completion but those of length 1 finishes with the end token.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def random_ids(count: int) -> list[int]:
-        return torch.randint(256, (count,), generator=generator).tolist()
+    def rollout(prompt_ids: list[int], length: int, score: Score) -> Rollout:
+        ids = [*_random_ids(length - 1, generator), END] if length > 1 else _random_ids(1, generator)
+        completion = make_completion(ids, logprob=-1.0)
+        return Rollout(prompt_ids=prompt_ids, completion=completion, text="", reward=score, gold=None)
 
     groups: list[Group] = []
     for index, (prompt_length, lengths, values) in enumerate(zip(prompt_lengths, completion_lengths, rewards, strict=True)):
-        prompt_ids = random_ids(prompt_length)
+        prompt_ids = _random_ids(prompt_length, generator)
+        parts = [dict(zip(PART_NAMES, pair, strict=True)) for pair in PARTS[index % len(PARTS)]]
         rollouts = [
-            Rollout(
-                prompt_ids=prompt_ids,
-                completion=make_completion([*random_ids(length - 1), END] if length > 1 else random_ids(1), logprob=-1.0),
-                text="",
-                reward=Score(value=value),
-                gold=None,
-            )
-            for length, value in zip(lengths, values, strict=True)
+            rollout(prompt_ids, length, Score(value=value, parts=parts[sample]))
+            for sample, (length, value) in enumerate(zip(lengths, values, strict=True))
         ]
-        groups.append(Group(prompt=make_prompt(str(index)), rollouts=tuple(rollouts)))
+        baseline = rollout(prompt_ids, 1, Score(value=BASELINES[index % len(BASELINES)]))
+        groups.append(Group(prompt=make_prompt(str(index)), rollouts=tuple(rollouts), baseline=baseline))
     return groups
 
 
-def make_learner(policy: Policy, objective: Objective, *, cut: Cut = WHOLE, spec: LearnerSpec = SPEC) -> Learner:
+def _random_ids(count: int, generator: torch.Generator) -> list[int]:
+    return torch.randint(256, (count,), generator=generator).tolist()
+
+
+def make_learner(
+    policy: Policy, objective: Objective, *, cut: Cut = WHOLE, spec: LearnerSpec = SPEC, **arguments: Any
+) -> Learner:
+    """Return a learner that cuts its steps so; more arguments are the Learner's own."""
     max_tokens, max_shared_tokens = cut
-    return Learner(
-        policy.model,
-        objective,
-        ScoringSpec(
-            temperature=TEMPERATURE,
-            compute_dtype=policy.compute_dtype,
-            max_tokens_per_micro_batch=max_tokens,
-            max_shared_tokens=max_shared_tokens,
-        ),
-        spec,
+    scoring = ScoringSpec(
+        sampling=Sampling(temperature=TEMPERATURE, max_new_tokens=MAX_NEW_TOKENS),
+        compute_dtype=policy.compute_dtype,
+        max_tokens_per_micro_batch=max_tokens,
+        max_shared_tokens=max_shared_tokens,
     )
+    return Learner(policy.model, objective, scoring, spec, **arguments)
 
 
 def make_batch(groups: Sequence[Group], objective: Objective, scores: Scores) -> Batch:
-    """Return what `Learner.make_batch` gives, without a learner."""
-    tokens = make_tokens(groups)
-    advantages = objective.spec.advantage(tokens.stats, min_group_std=objective.min_group_std)
-    return Batch(tokens=tokens, scores=scores, advantages=outcome_credit(advantages, tokens.completion_mask))
+    """Return a batch without a learner: each completion's advantage on all its tokens, and nothing else."""
+    tokens = make_tokens(groups, (), STATS)
+    mask = tokens.completion_mask
+    return Batch(tokens=tokens, scores=scores, advantages=outcome_credit(objective.advantages(tokens.stats), mask), mask=mask)
 
 
-def shifted_scores(model: PreTrainedModel, groups: Sequence[Group], *, has_reference: bool, seed: int = 1) -> Scores:
-    """Return old (and reference) log-probs some tenths away from the model's, so that some ratios are clipped."""
+def shifted_scores(logprobs: Tensor, groups: Sequence[Group], *, scale: float = 0.3, seed: int = 1) -> Scores:
+    """Return old and reference log-probs some tenths away from these [B, T], so that some ratios are clipped."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = make_tokens(groups)
-    logprobs = slow_logprobs(model, groups).detach() * tokens.completion_mask
+    mask = make_tokens(groups).completion_mask
 
     def shifted(scale: float) -> Tensor:
-        noise = torch.randn(logprobs.shape, generator=generator, dtype=torch.float64).to(logprobs.dtype)
-        return (logprobs + scale * noise) * tokens.completion_mask
+        noise = torch.randn(mask.shape, generator=generator, dtype=torch.float64).to(logprobs.dtype)
+        return (logprobs.detach() + scale * noise) * mask
 
-    return Scores(old_logprobs=shifted(0.3), ref_logprobs=shifted(0.2) if has_reference else None)
+    return Scores(old_logprobs=shifted(scale), ref_logprobs=shifted(0.2))
 
 
 def slow_logprobs(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
@@ -135,7 +170,7 @@ def slow_logprobs(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
 def slow_entropy(model: PreTrainedModel, groups: Sequence[Group]) -> list[Tensor]:
     """Return for each completion the entropy of the distribution that each of its tokens was drawn from."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tables = [_all_logprobs(model, rollout).detach() for rollout in rollouts]
+    tables = [_all_logprobs(model, rollout) for rollout in rollouts]
     return [torch.stack([-(row.exp() * row).sum() for row in table]) for table in tables]
 
 
@@ -144,33 +179,6 @@ def _all_logprobs(model: PreTrainedModel, rollout: Rollout) -> Tensor:
     ids = torch.tensor([rollout.prompt_ids + rollout.completion.token_ids])
     logits = model(input_ids=ids).logits[0] / TEMPERATURE
     return logits.log_softmax(dim=-1)[len(rollout.prompt_ids) - 1 : -1]
-
-
-def slow_loss(model: PreTrainedModel, groups: Sequence[Group], objective: Objective, scores: Scores) -> Tensor:
-    """Return the loss of the step as the papers write it, for the rows "grpo" and "dr_grpo"."""
-    is_dr = objective.spec is ALGORITHMS["dr_grpo"]
-    logprobs = slow_logprobs(model, groups)
-    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
-    num_sequences = sum(rollout.reward.value is not None for _, rollout in rollouts)
-    total = torch.zeros((), dtype=logprobs.dtype)
-    for b, (group, rollout) in enumerate(rollouts):
-        if rollout.reward.value is None:
-            continue
-        advantage = rollout.reward.value - statistics.mean(group.scored_rewards)
-        if not is_dr:
-            advantage /= statistics.stdev(group.scored_rewards) + 1e-4
-        advantage = float(torch.tensor(advantage, dtype=torch.float32))  # The learner holds advantages in float32.
-        length = len(rollout.completion.token_ids)
-        for t in range(length):
-            old = logprobs[b, t].detach() if scores.old_logprobs is None else scores.old_logprobs[b, t]
-            ratio = torch.exp(logprobs[b, t] - old)
-            clipped = torch.clamp(ratio, 1 - objective.clip.low, 1 + objective.clip.high)
-            term = -torch.minimum(ratio * advantage, clipped * advantage)
-            if scores.ref_logprobs is not None:
-                difference = scores.ref_logprobs[b, t] - logprobs[b, t]
-                term = term + objective.beta * (torch.exp(difference) - difference - 1)
-            total = total + term / (num_sequences * (MAX_NEW_TOKENS if is_dr else length))
-    return total
 
 
 def gradient_of(model: PreTrainedModel, backward: Callable[[], object]) -> Tensor:

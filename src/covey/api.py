@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from covey.algos.registry import ALGORITHMS
+from covey.assembly import describe_objective
 from covey.checkpoint import newest_valid_checkpoint
-from covey.config import ConfigError, Recipe, load_recipe, make_recipe
+from covey.config import ConfigError, Recipe, load_recipe, make_recipe, parse_override, with_changes
+from covey.distributed import open_ranks
 from covey.export import export_model
 from covey.monitor.console import open_console
 from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl, refuse_occupied
@@ -80,6 +83,7 @@ def train(
     prompts: Iterable[PromptLike] | None = None,
     held_out: Iterable[PromptLike] | None = None,
     reward: RewardLike | None = None,
+    reward_weights: Sequence[float] | None = None,
     gold: RewardLike | None = None,
     reward_range: tuple[float, float] = (0.0, 1.0),
     resume: Path | str | None = None,
@@ -90,7 +94,8 @@ def train(
 
     `prompts` are questions of your own; `reward` scores completions (any of the parameters completion, answer, prompt,
     sample; see `covey.rewards.base.reward_from_function`) with numbers in `reward_range`, or None for "could not be
-    scored". `gold` is a stricter verifier that is never optimised, with numbers from 0 to 1: its mean is an accuracy.
+    scored". It may also be a reward function written for TRL, or a list of functions, summed with `reward_weights`.
+    `gold` is a stricter verifier that is never optimised, with numbers from 0 to 1: its mean is an accuracy.
     Without `held_out`, a fifth of the prompts, chosen by a hash of the question, is kept from training and measured.
     `overrides` are recipe options: `num_steps=20` where the name is unique, `train__num_steps=20` always. `resume` goes
     on with an unfinished run; give the same prompts and rewards again.
@@ -98,14 +103,18 @@ def train(
     Raises:
         CoveyError: an option, a prompt, a reward or the model cannot be used; the message says what to do.
     """
-    task = task_of_prompts(prompts, held_out, reward, gold, reward_range) if prompts is not None else None
+    task = (
+        task_of_prompts(prompts, held_out, reward, gold, reward_range, reward_weights=reward_weights)
+        if prompts is not None
+        else None
+    )
     if task is None and held_out is not None:
         raise ConfigError("held_out was given without prompts; give both, or neither to use the recipe's task")
     run, resolved = prepare_run(recipe, model=model, overrides=overrides, resume=resume, is_custom=task is not None)
-    if task is not None and (resolved.reward.name or resolved.reward.gold):
-        raise ConfigError("reward.name and reward.gold are for built-in tasks; with prompts, give functions instead")
+    if task is not None and (resolved.reward.name or resolved.reward.parts or resolved.reward.gold):
+        raise ConfigError("the recipe's [reward] is for built-in tasks; with prompts, give functions instead")
     rewarder = Rewarder(proxy=task.proxy, gold=task.gold) if task else None
-    if task is None and (reward is not None or gold is not None):
+    if task is None and (reward is not None or gold is not None or reward_weights is not None):
         raise ConfigError("reward and gold functions go with prompts; for a built-in task name them in the recipe's [reward]")
     run_session(resolved, run, task=task, rewarder=rewarder, quiet=quiet)
     return Run(path=run.path)
@@ -115,27 +124,33 @@ def run_session(
     recipe: Recipe, run: RunDirectory, *, task: Task | None = None, rewarder: Rewarder | None = None, quiet: bool = False
 ) -> bool:
     """Train to the end or to an interruption, write the report and say how it went. Return whether the run is finished."""
-    console = open_console(quiet)
-    try:
-        console.plan(plan_lines(recipe, run))
-        with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder) as session:
-            is_finished = run_loop(session)
-        report = write_report(run.path)
-        command = f"covey train --resume {shlex.quote(str(run.path))}"
-        if recipe.task.name == CUSTOM_TASK:
-            command = f"covey.train(resume={str(run.path)!r}, prompts=..., reward=...) with the same prompts and functions"
-        lines = [verdict(load_run(run.path)).headline, f"report: {report}"]
-        if not is_finished:
-            lines = [f"stopped and saved. To go on: {command}", f"report so far: {report}"]
-        console.finish(lines)
-    finally:
-        console.close()
+    with open_ranks() as ranks:
+        console = open_console(quiet or not ranks.is_main)
+        run = ranks.gather([run] if ranks.is_main else [])[0]  # The main rank's choice of a name holds for all.
+        try:
+            console.plan(plan_lines(recipe, run))
+            with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder, ranks=ranks) as session:
+                is_finished = run_loop(session)
+            if ranks.is_main:
+                console.finish(closing_lines(recipe, run, is_finished=is_finished))
+        finally:
+            console.close()
     return is_finished
+
+
+def closing_lines(recipe: Recipe, run: RunDirectory, *, is_finished: bool) -> list[str]:
+    """Write the report, and return how the run went and where to go on."""
+    report = write_report(run.path)
+    if is_finished:
+        return [verdict(load_run(run.path)).headline, f"report: {report}"]
+    command = f"covey train --resume {shlex.quote(str(run.path))}"
+    if recipe.task.name == CUSTOM_TASK:
+        command = f"covey.train(resume={str(run.path)!r}, prompts=..., reward=...) with the same prompts and functions"
+    return [f"stopped and saved. To go on: {command}", f"report so far: {report}"]
 
 
 def plan_lines(recipe: Recipe, run: RunDirectory) -> list[str]:
     """Return what is going to be done, in words."""
-    from covey.algos.registry import ALGORITHMS
     from covey.models.bundled import BUNDLED
 
     name = recipe.model.name
@@ -146,7 +161,8 @@ def plan_lines(recipe: Recipe, run: RunDirectory) -> list[str]:
         f"run: {run.path}",
         f"model: {name}{note}",
         f"task: {task}",
-        f"algorithm: {spec.title} ({spec.paper}): {spec.formula}",
+        f"algorithm: {spec.title} ({spec.paper})",
+        *(f"  {line}" for line in describe_objective(recipe)),
         *(f"{key}: {value}" for key, value in recipe.derived().items()),
     ]
 
@@ -220,19 +236,13 @@ def find_recipe(name: str | Path | None) -> Path | None:
 
 def override_recipe(recipe: Recipe, overrides: Mapping[str, Any] | Sequence[str], model: str | None) -> Recipe:
     """Return the recipe with overrides from Python (`num_steps=20`) or from the command line ("train.num_steps=20")."""
-    from covey.config import apply_override
-
-    values = recipe.model_dump()
     if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            section, option = place_option(key)
-            values.setdefault(section, {})[option] = value
+        changes = [(*place_option(key), value) for key, value in overrides.items()]
     else:
-        for override in overrides:
-            apply_override(values, override)
+        changes = [parse_override(override) for override in overrides]
     if model is not None:
-        values["model"]["name"] = model
-    return make_recipe(values)
+        changes.append(("model", "name", model))
+    return make_recipe(with_changes(recipe.model_dump(), changes))
 
 
 def place_option(key: str) -> tuple[str, str]:

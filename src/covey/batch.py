@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from covey.tensors import GroupStats, Tokens
-from covey.types import Group
+from covey.tensors import Batch, GroupStats, Scores, Tokens
+from covey.types import Group, Rollout
 
 
-def group_stats(groups: Sequence[Group]) -> GroupStats:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatsSpec:
+    """What an estimator needs to know of the reward, and which rollouts it may see."""
+
+    reward_low: float = 0.0
+    reward_high: float = 1.0
+    part_weights: Mapping[str, float] = field(default_factory=dict)
+    """The parts that count and their weights; empty = whatever parts the scores have, once each."""
+    masks_truncated: bool = False
+    """Whether a completion that hit the token limit is left out, as if it could not be scored."""
+
+
+def group_stats(groups: Sequence[Group], spec: StatsSpec = StatsSpec()) -> GroupStats:
     """Return rewards, lengths and reward parts as [P, G] tensors; an unscorable rollout is marked, not zeroed."""
-    part_names = sorted({name for group in groups for rollout in group.rollouts for name in rollout.reward.parts})
-    values = [[rollout.reward.value for rollout in group.rollouts] for group in groups]
+    found = {name for group in groups for rollout in group.rollouts for name in rollout.reward.parts}
+    part_names = sorted(spec.part_weights or found)
+    rows = [group.rollouts for group in groups]
     return GroupStats(
-        rewards=_float64([[value if value is not None else 0.0 for value in row] for row in values]),
-        scored=torch.tensor([[value is not None for value in row] for row in values]),
-        lengths=torch.tensor([[len(rollout.completion.token_ids) for rollout in group.rollouts] for group in groups]),
-        parts=_float64(
-            [[[rollout.reward.parts.get(name, 0.0) for name in part_names] for rollout in group.rollouts] for group in groups]
-        ),
+        rewards=_float64([[rollout.reward.value or 0.0 for rollout in row] for row in rows]),
+        scored=torch.tensor([[is_scored(rollout, spec) for rollout in row] for row in rows]),
+        lengths=torch.tensor([[len(rollout.completion.token_ids) for rollout in row] for row in rows]),
+        parts=_float64([[[rollout.reward.parts.get(name, 0.0) for name in part_names] for rollout in row] for row in rows]),
+        baseline=_baselines(groups),
+        reward_low=spec.reward_low,
+        reward_high=spec.reward_high,
+        part_weights=_float64([spec.part_weights.get(name, 1.0) for name in part_names]),
     )
 
 
-def make_tokens(groups: Sequence[Group]) -> Tokens:
+def is_scored(rollout: Rollout, spec: StatsSpec) -> bool:
+    """Return whether the rollout counts in its group."""
+    is_left_out = spec.masks_truncated and rollout.completion.finish_reason == "length"
+    return rollout.reward.value is not None and not is_left_out
+
+
+def _baselines(groups: Sequence[Group]) -> Float64[Tensor, "P"] | None:
+    baselines = [group.baseline for group in groups]
+    if any(baseline is None for baseline in baselines):
+        return None
+    values = [baseline.reward.value for baseline in baselines if baseline is not None]
+    return _float64([torch.nan if value is None else value for value in values])
+
+
+def make_tokens(groups: Sequence[Group], left_out: Sequence[Group] = (), spec: StatsSpec = StatsSpec()) -> Tokens:
     """Return the step's token tensors, [B, T] with B = P * G rows in group order.
 
-    The mask is made from lengths. The row of a rollout that could not be scored is masked whole: it leaves numerator
-    and denominators alike.
+    The mask is made from lengths. The row of a rollout that does not count in its group is masked whole: it leaves
+    numerator and denominators alike. `left_out` are groups sampled in the same step that are not trained on.
     """
-    stats = group_stats(groups)
+    stats = group_stats([*groups, *left_out], spec)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     width = max(len(rollout.completion.token_ids) for rollout in rollouts)
     completion_ids = torch.zeros(len(rollouts), width, dtype=torch.long)
@@ -41,7 +71,7 @@ def make_tokens(groups: Sequence[Group]) -> Tokens:
         length = len(rollout.completion.token_ids)
         completion_ids[row, :length] = torch.tensor(rollout.completion.token_ids)
         sampling_logprobs[row, :length] = torch.tensor(rollout.completion.logprobs)
-    lengths = (stats.lengths * stats.scored).reshape(-1, 1)
+    lengths = (stats.lengths * stats.scored)[: len(groups)].reshape(-1, 1)
     return Tokens(
         prompt_ids=[torch.tensor(group.rollouts[0].prompt_ids) for group in groups],
         completion_ids=completion_ids,
@@ -51,5 +81,31 @@ def make_tokens(groups: Sequence[Group]) -> Tokens:
     )
 
 
-def _float64(values: list) -> Float64[Tensor, "P G ..."]:
+def select_groups(batch: Batch, groups: Sequence[int]) -> Batch:
+    """Return the batch of these groups alone: a minibatch. Its advantages are those of the whole batch."""
+    tokens, scores, size = batch.tokens, batch.scores, batch.tokens.group_size
+    rows = torch.tensor([group * size + sample for group in groups for sample in range(size)])
+
+    def pick(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return Batch(
+        tokens=Tokens(
+            prompt_ids=[tokens.prompt_ids[group] for group in groups],
+            completion_ids=tokens.completion_ids[rows],
+            completion_mask=tokens.completion_mask[rows],
+            sampling_logprobs=pick(tokens.sampling_logprobs),
+            stats=tokens.stats,
+        ),
+        scores=Scores(
+            old_logprobs=pick(scores.old_logprobs), ref_logprobs=pick(scores.ref_logprobs), entropy=pick(scores.entropy)
+        ),
+        advantages=batch.advantages[rows],
+        mask=batch.mask[rows],
+        token_weights=pick(batch.token_weights),
+        held_back=pick(batch.held_back),
+    )
+
+
+def _float64(values: list) -> Float64[Tensor, "..."]:
     return torch.tensor(values, dtype=torch.float64)

@@ -49,6 +49,10 @@ class Checkpoint:
     log_sizes: dict[str, int]
     """Bytes of each log when the state was saved: resuming cuts the logs to these."""
 
+    def has(self, name: str) -> bool:
+        """Return whether the checkpoint holds this file."""
+        return (self.path / name).is_file()
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Load one safetensors file, such as `model.safetensors`."""
         return load_file(self.path / name)

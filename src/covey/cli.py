@@ -180,6 +180,64 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory, finished o
 
 
 @app.command()
+def algorithms(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="A row of the table; then a recipe and overrides, whose numbers it gets.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the algorithms, or print one as its exact formula with a recipe's numbers in it."""
+    from covey.algos.describe import option_lines
+    from covey.algos.registry import ALGORITHMS
+    from covey.api import find_recipe
+    from covey.assembly import describe_objective, objective_of
+    from covey.config import load_recipe
+
+    names, overrides = split_arguments(arguments or [])
+    if not names:
+        rows = {name: {"title": spec.title, "paper": spec.paper} for name, spec in ALGORITHMS.items()}
+        if as_json:
+            print_json(rows)
+        for name, row in ({} if as_json else rows).items():
+            typer.echo(f"{name:22} {row['title']} ({row['paper']})")
+        return
+    if len(names) > 2:
+        raise CoveyError(
+            f"{', '.join(names)}: give one algorithm, at most one recipe, and overrides such as algorithm.beta=0.1"
+        )
+    overrides = [f"algorithm.name={names[0]}", *overrides]
+    recipe = load_recipe(find_recipe(names[1]) if len(names) == 2 else None, overrides)
+    spec, formula = ALGORITHMS[recipe.algorithm.name], describe_objective(recipe)
+    if as_json:
+        print_json({"name": names[0], "formula": formula, "options": recipe.algorithm.model_dump(exclude_none=True)})
+    else:
+        options = option_lines(objective_of(recipe), beta=recipe.algorithm.beta)
+        typer.echo("\n".join([f"{spec.title} ({spec.paper})", "", *(f"  {line}" for line in formula), "", *options]))
+
+
+@app.command(name="convert-config")
+def convert_config(
+    config: Annotated[Path, typer.Argument(help="A TRL GRPO configuration, YAML or JSON.")],
+    output: Annotated[
+        Path | None, typer.Argument(help="Recipe to write; must not exist yet. Absent = standard output.")
+    ] = None,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes that the configuration was run with.")] = 1,
+) -> None:
+    """Turn a TRL GRPO configuration into a recipe that says what it could not carry over."""
+    from covey.convert import convert_trl, read_trl, to_text
+
+    conversion = convert_trl(read_trl(config), num_processes=num_processes)
+    text = to_text(conversion, source=config.name)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    if output.exists():
+        raise CoveyError(f"{output} exists already; nothing is overwritten. Give another name")
+    output.write_text(text)
+    say(f"{output}: {len(conversion.carried)} keys carried over, {len(conversion.lost)} not; the file names them")
+
+
+@app.command()
 def chat(
     model: ModelArgument,
     prompt: Annotated[list[str] | None, typer.Option(help="Ask this and exit; may be given several times.")] = None,

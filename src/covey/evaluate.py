@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.metrics import mean_of
 from covey.models.policy import Policy
@@ -33,7 +34,14 @@ class EvaluationSpec:
 
 
 def evaluate(
-    prompts: Sequence[Prompt], spec: EvaluationSpec, *, mode: Mode, policy: Policy, engine: Engine, rewarder: Rewarder
+    prompts: Sequence[Prompt],
+    spec: EvaluationSpec,
+    *,
+    mode: Mode,
+    policy: Policy,
+    engine: Engine,
+    rewarder: Rewarder,
+    ranks: Ranks = ALONE,
 ) -> list[Row]:
     """Return one scored row for each completion of the held-out prompts.
 
@@ -47,7 +55,9 @@ def evaluate(
         rollout_keys(spec.seed, "evaluate", step=0, draw=0, prompt_id=prompt.prompt_id, group_size=num_samples)
         for prompt in prompts
     ]
-    groups, _, _ = sample_groups(prompts, policy=policy, engine=engine, rewarder=rewarder, sampling=sampling, keys=keys)
+    groups, _, _ = sample_groups(
+        prompts, policy=policy, engine=engine, rewarder=rewarder, sampling=sampling, keys=keys, ranks=ranks
+    )
     return [
         {
             "prompt_id": group.prompt.prompt_id,

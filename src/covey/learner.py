@@ -1,7 +1,9 @@
-"""One optimizer step: objective, backward, clip, step. Knows no algorithm by name."""
+"""From a batch to updates of the model: credit, objective, backward, clip, step. Knows no algorithm by name."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +12,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from covey.algos.aggregate import StepTotals
-from covey.algos.credit import outcome_credit
-from covey.algos.kl import k3
-from covey.algos.objective import Objective, masked_mean, policy_loss
-from covey.metrics import Max, Mean, Metric, Sum, merge_metrics
-from covey.models.scoring import Pack, plan_micro_batches, plan_packs, score_completions
+from covey.algos.aggregate import sequence_weights
+from covey.algos.controllers import adaptive_beta, entropy_coefficient
+from covey.algos.credit import outcome_credit, whitened
+from covey.algos.kl import KL_TERMS, k1, kl_to_go
+from covey.algos.objective import Coefficients, LossInputs, Objective, policy_loss
+from covey.batch import select_groups
+from covey.distance import distance_metrics
+from covey.distributed import ALONE, Ranks
+from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
+from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, plan_packs, score_completions
+from covey.sampling import Sampling, permutation, stream_key
 from covey.tensors import Batch, Scores, Tokens
+from covey.token_choice import TokenChoice
 from covey.types import CoveyError
 
 
@@ -24,7 +32,8 @@ from covey.types import CoveyError
 class ScoringSpec:
     """How completions are scored under a model."""
 
-    temperature: float
+    sampling: Sampling
+    """The distribution that they were drawn from."""
     compute_dtype: torch.dtype
     max_tokens_per_micro_batch: int
     max_shared_tokens: int
@@ -32,26 +41,71 @@ class ScoringSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerSpec:
-    """The optimizer's numbers."""
+    """The optimizer's numbers, and how often it steps."""
 
     learning_rate: float
     warmup_steps: int
     num_steps: int
     decay: bool
-    """Whether the learning rate falls linearly, to 0 after `num_steps` updates, or stays."""
+    """Whether the learning rate falls linearly, to 0 after `num_steps` times `updates_per_step` updates, or stays."""
     max_grad_norm: float
     weight_decay: float
     max_new_tokens: int
+    num_iterations: int = 1
+    """Passes over a batch."""
+    num_minibatches: int = 1
+    """Updates in a pass."""
+    seed: int = 0
+    """Of the order of groups in a pass with several minibatches."""
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.num_iterations * self.num_minibatches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControllerSpec:
+    """Targets that coefficients follow from step to step; 0 = they stay."""
+
+    kl_target: float = 0.0
+    kl_horizon: int = 10000
+    entropy_target: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What came of a batch."""
+
+    metrics: dict[str, Metric]
+    """Empty = nothing could move the weights, and nothing was done."""
+    logprobs: Tensor | None = None
+    """[B, T] under the policy before its first update; 0 where `is_scored` is False."""
+    is_scored: Tensor | None = None
 
 
 class Learner:
-    """Holds the optimizer and turns a Batch into one update of the model."""
+    """Holds the optimizer and turns a Batch into updates of the model."""
 
-    def __init__(self, model: PreTrainedModel, objective: Objective, scoring: ScoringSpec, spec: LearnerSpec):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        scoring: ScoringSpec,
+        spec: LearnerSpec,
+        *,
+        coefficients: Coefficients = Coefficients(),  # noqa: B008 - frozen
+        controllers: ControllerSpec = ControllerSpec(),
+        choice: TokenChoice = TokenChoice(),  # noqa: B008 - frozen
+        ranks: Ranks = ALONE,
+    ):
         self.model = model
         self.objective = objective
         self.scoring = scoring
         self.spec = spec
+        self.coefficients = coefficients
+        self.controllers = controllers
+        self.choice = choice
+        self.ranks = ranks
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=spec.learning_rate,
@@ -62,22 +116,106 @@ class Learner:
         self.num_updates = 0
 
     def learning_rate(self) -> float:
-        """Return the rate of the next update: linear warm-up, then constant or falling, to 0 after `num_steps` updates."""
-        update = self.num_updates + 1
+        """Return the rate of the next update: linear warm-up, then constant or falling."""
+        update, num_updates = self.num_updates + 1, self.spec.num_steps * self.spec.updates_per_step
         warmup = min(1.0, update / max(1, self.spec.warmup_steps))
-        left = (self.spec.num_steps - update + 1) / max(1, self.spec.num_steps - self.spec.warmup_steps)
+        left = (num_updates - update + 1) / max(1, num_updates - self.spec.warmup_steps)
         return self.spec.learning_rate * warmup * (min(1.0, max(0.0, left)) if self.spec.decay else 1.0)
 
-    def make_batch(self, tokens: Tokens, scores: Scores) -> Batch:
-        """Return the batch with its advantages: [P, G] from the group statistics, then one for each token."""
-        objective = self.objective
-        advantages = objective.spec.advantage(
-            tokens.stats, min_group_std=objective.min_group_std, reward_range=objective.reward_range
-        )
-        return Batch(tokens=tokens, scores=scores, advantages=outcome_credit(advantages, tokens.completion_mask))
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of log-probs: float32, or float64 for a model in it."""
+        return torch.promote_types(self.model.dtype, torch.float32)
 
-    def update(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Metric]:
-        """Make one optimizer step on the whole batch, however it is cut, and return the step's metrics.
+    @property
+    def acts_through_reward(self) -> bool:
+        """Whether KL is subtracted from the reward."""
+        return self.coefficients.beta > 0 and KL_TERMS[self.objective.kl].in_loss is None
+
+    @property
+    def acts_in_loss(self) -> bool:
+        """Whether KL is a term of the loss, so that every row has a gradient."""
+        return self.coefficients.beta > 0 and KL_TERMS[self.objective.kl].in_loss is not None
+
+    def needs_old_scores(self, *, has_reference: bool) -> bool:
+        """Return whether the policy has to score the batch before the first update.
+
+        Not if the batch is used once and nothing else asks: the update's own first forward is the old policy then.
+        """
+        is_measured_only = has_reference and not self.acts_in_loss
+        return self.spec.updates_per_step > 1 or self.choice.is_active or self.acts_through_reward or is_measured_only
+
+    def make_scores(self, tokens: Tokens, reference: PreTrainedModel | None) -> Scores:
+        """Return what frozen models say about the batch, as far as it is needed."""
+        old = self.score(self.model, tokens) if self.needs_old_scores(has_reference=reference is not None) else None
+        return Scores(
+            old_logprobs=None if old is None else old.logprobs,
+            ref_logprobs=None if reference is None else self.score(reference, tokens).logprobs,
+            entropy=None if old is None else old.entropy,
+        )
+
+    def make_batch(self, tokens: Tokens, scores: Scores, *, step: int = 0) -> Batch:
+        """Return the batch with its credit for each token, and the choice of tokens that are trained on."""
+        mask = tokens.completion_mask
+        credit = outcome_credit(self.objective.advantages(tokens.stats)[: tokens.num_groups], mask)
+        if self.acts_through_reward and scores.old_logprobs is not None and scores.ref_logprobs is not None:
+            kl = kl_to_go(k1(scores.old_logprobs, scores.ref_logprobs), mask)
+            credit = credit - self.coefficients.beta * kl.to(credit.dtype)
+        if self.objective.spec.whitens_tokens:
+            credit = whitened(credit, mask)
+        return self.choice.apply(
+            Batch(tokens=tokens, scores=scores, advantages=credit, mask=mask), seed=self.spec.seed, step=step
+        )
+
+    def train_on(
+        self, batch: Batch, *, step: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Update:
+        """Make the batch's updates, `num_iterations` passes of `num_minibatches` each, and return what came of them."""
+        parts: list[Update] = []
+        for iteration in range(self.spec.num_iterations):
+            for groups in self.minibatches(batch.tokens.num_groups, step=step, iteration=iteration):
+                part = batch if len(groups) == batch.tokens.num_groups else select_groups(batch, groups)
+                parts.append(self.update(part, progress=progress))
+        metrics = merge_metrics(part.metrics for part in parts)
+        if not metrics:
+            return Update(metrics={})
+        logprobs, is_scored = parts[0].logprobs, parts[0].is_scored
+        if batch.scores.old_logprobs is not None:
+            logprobs, is_scored = batch.scores.old_logprobs, batch.tokens.completion_mask
+        assert logprobs is not None
+        assert is_scored is not None
+        metrics |= distance_metrics(batch, logprobs, is_scored)
+        metrics |= self.follow_targets(metrics, num_samples=batch.mask.shape[0])
+        return Update(metrics=metrics, logprobs=logprobs, is_scored=is_scored)
+
+    def minibatches(self, num_groups: int, *, step: int, iteration: int) -> list[list[int]]:
+        """Return the groups of each update of a pass: all of them, or a random partition that the seed determines."""
+        count = min(self.spec.num_minibatches, num_groups)
+        order = list(range(num_groups))
+        if count > 1:
+            order = permutation(stream_key(self.spec.seed, "minibatches", step, iteration), num_groups)
+        bounds = [num_groups * index // count for index in range(count + 1)]
+        return [sorted(order[first:last]) for first, last in itertools.pairwise(bounds)]
+
+    def follow_targets(self, metrics: dict[str, Metric], *, num_samples: int) -> dict[str, Metric]:
+        """Move the coefficients towards their targets, and return those that were in force."""
+        used, spec, found = self.coefficients, self.controllers, metric_values(metrics)
+        kl, entropy = found.get("kl/sequence"), found.get("entropy/mean")
+        if spec.kl_target and kl is not None:
+            beta = adaptive_beta(used.beta, kl, target=spec.kl_target, horizon=spec.kl_horizon, num_samples=num_samples)
+            self.coefficients = dataclasses.replace(self.coefficients, beta=beta)
+        if spec.entropy_target and entropy is not None:
+            weight = entropy_coefficient(used.entropy, entropy, target=spec.entropy_target)
+            self.coefficients = dataclasses.replace(self.coefficients, entropy=weight)
+        logged: dict[str, Metric] = {}
+        if used.beta:
+            logged["kl/beta"] = Mean(used.beta, 1)
+        if used.entropy or spec.entropy_target:
+            logged["entropy/coefficient"] = Mean(used.entropy, 1)
+        return logged
+
+    def update(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Update:
+        """Make one optimizer step on the whole batch, however it is cut, and return its metrics and log-probs.
 
         A batch in which nothing can move the weights makes no step at all (momentum alone would move them) and has no
         metrics.
@@ -85,10 +223,10 @@ class Learner:
         Raises:
             CoveyError: the gradient is not finite; weights and optimizer are untouched.
         """
-        if not rows_with_gradient(batch, has_kl=self.objective.beta != 0.0):
-            return {}
+        if not self.rows_with_gradient(batch):
+            return Update(metrics={})
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self.accumulate_gradient(batch, progress=progress)
+        update = self.accumulate_gradient(batch, progress=progress)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -102,91 +240,111 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += 1
-        return metrics | {"grad/norm": Mean(norm, 1), "optimizer/lr": Mean(rate, 1)}
+        loss = Mean(update.metrics["loss/value"].value, 1)
+        metrics = update.metrics | {"loss/value": loss, "grad/norm": Mean(norm, 1), "optimizer/lr": Mean(rate, 1)}
+        return dataclasses.replace(update, metrics=metrics)
 
-    def accumulate_gradient(
-        self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> dict[str, Metric]:
+    def accumulate_gradient(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Update:
         """Add the gradient of the step's loss to the parameters, micro-batch by micro-batch, and return merged metrics."""
-        mask = batch.tokens.completion_mask
         # Counted once over the whole step: a count per micro-batch would weigh tokens by how the step was cut.
-        totals = StepTotals(
-            num_sequences=int(mask.any(dim=1).sum()),
-            num_tokens=int(mask.sum()),
+        weights = sequence_weights(
+            batch.mask,
+            self.objective.aggregation,
+            group_size=batch.tokens.group_size,
             max_length=self.spec.max_new_tokens,
+            dtype=self._dtype,
         )
-        micro_batches = self._plan(batch.tokens, rows_with_gradient(batch, has_kl=self.objective.beta != 0.0))
+        logprobs, is_scored = torch.zeros(batch.mask.shape, dtype=self._dtype), torch.zeros(batch.mask.shape[0])
+        micro_batches = self.ranks.share(self._plan(batch.tokens, self.rows_with_gradient(batch)))
         pieces: list[dict[str, Metric]] = []
         for done, packs in enumerate(micro_batches, start=1):
-            pieces.append(self._backward(batch, packs, totals))
+            rows = torch.tensor([row for pack in packs for row in pack.rows])
+            piece, seen = self._backward(batch, packs, rows, weights[rows])
+            pieces.append(piece)
+            logprobs[rows], is_scored[rows] = seen.to(logprobs.dtype), 1.0
             progress(done, len(micro_batches))
-        return merge_metrics(pieces)
-
-    def _backward(self, batch: Batch, packs: Sequence[Pack], totals: StepTotals) -> dict[str, Metric]:
-        rows = torch.tensor([row for pack in packs for row in pack.rows])
-        mask = batch.tokens.completion_mask[rows]
-        scores = score_completions(
-            self.model,
-            batch.tokens,
-            packs,
-            temperature=self.scoring.temperature,
-            compute_dtype=self.scoring.compute_dtype,
+        self._sum_over_ranks(logprobs, is_scored)
+        return Update(
+            metrics=merge_metrics(self.ranks.gather(pieces)),
+            logprobs=logprobs,
+            is_scored=batch.tokens.completion_mask & (is_scored > 0)[:, None],
         )
+
+    def _sum_over_ranks(self, *grids: Tensor) -> None:
+        """Add up gradients and grids of all ranks; one alone has them already."""
+        if self.ranks.count > 1:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            for parameter in trained:
+                if parameter.grad is None:  # This rank had no row.
+                    parameter.grad = torch.zeros_like(parameter)
+            self.ranks.sum([parameter.grad for parameter in trained if parameter.grad is not None])
+            self.ranks.sum(grids)
+
+    def _backward(self, batch: Batch, packs: Sequence[Pack], rows: Tensor, weights: Tensor) -> tuple[dict[str, Metric], Tensor]:
+        scores = self._score(self.model, batch.tokens, packs, entropy_gradient=self.coefficients.entropy > 0)
+        mask = batch.mask[rows]
         output = policy_loss(
             self.objective,
-            logprobs=scores.logprobs,
-            old_logprobs=_rows(batch.scores.old_logprobs, rows),
-            ref_logprobs=_rows(batch.scores.ref_logprobs, rows),
-            advantages=batch.advantages[rows],
-            mask=mask,
-            totals=totals,
+            LossInputs(
+                logprobs=scores.logprobs,
+                old_logprobs=_rows(batch.scores.old_logprobs, rows),
+                ref_logprobs=_rows(batch.scores.ref_logprobs, rows),
+                entropy=scores.entropy,
+                advantages=batch.advantages[rows],
+                mask=mask,
+                weights=weights,
+                num_tokens=int(batch.mask.sum()),
+                token_weights=_rows(batch.token_weights, rows),
+                held_back=_rows(batch.held_back, rows),
+            ),
+            self.coefficients,
         )
         output.loss.backward()
-        metrics = output.metrics | {
-            "entropy/mean": masked_mean(scores.entropy, mask),
-            "tokens/trained": Sum(int(mask.sum())),
-        }
-        if batch.tokens.sampling_logprobs is not None:
-            metrics |= mismatch_metrics(scores.logprobs.detach(), batch.tokens.sampling_logprobs[rows], mask)
-        return metrics
+        return output.metrics | {"tokens/trained": Sum(int(mask.sum()))}, scores.logprobs.detach()
 
-    def score(self, model: PreTrainedModel, tokens: Tokens) -> Tensor:
-        """Return the frozen log-probs [B, T] of all completions under `model`, laid out as in the update."""
+    def score(self, model: PreTrainedModel, tokens: Tokens) -> CompletionScores:
+        """Return the frozen log-probs and entropies [B, T] of all completions under `model`, laid out as in the update."""
         rows_with_tokens = tokens.completion_mask.any(dim=1).nonzero()[:, 0].tolist()
-        logprobs = torch.zeros(tokens.completion_ids.shape)
+        logprobs, entropy = torch.zeros(2, *tokens.completion_ids.shape, dtype=self._dtype).unbind()
         with torch.no_grad():
-            for micro_batch in self._plan(tokens, rows_with_tokens):
-                rows = torch.tensor([row for pack in micro_batch for row in pack.rows])
-                scores = score_completions(
-                    model,
-                    tokens,
-                    micro_batch,
-                    temperature=self.scoring.temperature,
-                    compute_dtype=self.scoring.compute_dtype,
-                )
-                logprobs[rows] = scores.logprobs.to(logprobs.dtype)
-        return logprobs
+            for packs in self.ranks.share(self._plan(tokens, rows_with_tokens)):
+                rows = torch.tensor([row for pack in packs for row in pack.rows])
+                scores = self._score(model, tokens, packs)
+                logprobs[rows], entropy[rows] = scores.logprobs.to(logprobs.dtype), scores.entropy.to(entropy.dtype)
+        self.ranks.sum([logprobs, entropy])
+        return CompletionScores(logprobs=logprobs, entropy=entropy)
+
+    def _score(
+        self, model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], *, entropy_gradient: bool = False
+    ) -> CompletionScores:
+        return score_completions(
+            model,
+            tokens,
+            packs,
+            sampling=self.scoring.sampling,
+            compute_dtype=self.scoring.compute_dtype,
+            entropy_gradient=entropy_gradient,
+        )
 
     def _plan(self, tokens: Tokens, rows: Sequence[int]) -> list[list[Pack]]:
         packs = plan_packs(tokens, rows, max_shared_tokens=self.scoring.max_shared_tokens)
         return plan_micro_batches(packs, max_tokens=self.scoring.max_tokens_per_micro_batch)
 
+    def rows_with_gradient(self, batch: Batch) -> list[int]:
+        """Return the rows that can move the weights: those with trained tokens and a term that is not exactly zero."""
+        has_term = (batch.advantages * batch.mask != 0).any(dim=1)
+        if self.acts_in_loss or self.coefficients.entropy:
+            has_term = torch.ones_like(has_term)
+        if batch.held_back is not None:
+            has_term = has_term | batch.held_back.any(dim=1)
+        return (batch.mask.any(dim=1) & has_term).nonzero()[:, 0].tolist()
 
-def rows_with_gradient(batch: Batch, *, has_kl: bool) -> list[int]:
-    """Return the rows that can move the weights: trained tokens, and an advantage that is not exactly zero or a KL term."""
-    is_wanted = batch.tokens.completion_mask.any(dim=1) & (has_kl | (batch.advantages != 0).any(dim=1))
-    return is_wanted.nonzero()[:, 0].tolist()
 
-
-def mismatch_metrics(logprobs: Tensor, sampling_logprobs: Tensor, mask: Tensor) -> dict[str, Metric]:
-    """Return how far the engine's log-probs are from the trainer's for the same tokens under the same weights."""
-    difference = (logprobs - sampling_logprobs).abs()
-    return {
-        "mismatch/abs_mean": masked_mean(difference, mask),
-        "mismatch/max": Max(float(difference[mask].max())),
-        "mismatch/k3": masked_mean(k3(sampling_logprobs, logprobs), mask),
-        "mismatch/ratio_mean": masked_mean((logprobs - sampling_logprobs).clamp(-20, 20).exp(), mask),
-    }
+def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, *, mix: float) -> None:
+    """Move the reference's weights towards the policy's: reference = (1 - mix) reference + mix policy."""
+    with torch.no_grad():
+        for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
+            old.lerp_(new, mix)
 
 
 def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:

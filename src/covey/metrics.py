@@ -66,6 +66,40 @@ class Max:
         return self.largest
 
 
+@dataclass(frozen=True, slots=True)
+class EffectiveShare:
+    """Effective sample size of importance weights, (sum w)^2 / sum w^2, as a share of their number."""
+
+    sum: float
+    sum_of_squares: float
+    count: int
+
+    def merge(self, other: EffectiveShare) -> EffectiveShare:
+        return EffectiveShare(self.sum + other.sum, self.sum_of_squares + other.sum_of_squares, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        return self.sum**2 / (self.count * self.sum_of_squares) if self.sum_of_squares else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """A quantile of all the values, which it keeps: exact however they are merged."""
+
+    values: tuple[float, ...]
+    share: float
+
+    def merge(self, other: Quantile) -> Quantile:
+        return Quantile(self.values + other.values, self.share)
+
+    @property
+    def value(self) -> float:
+        """The smallest value that at least `share` of the values do not exceed."""
+        if not self.values:
+            return math.nan
+        return sorted(self.values)[max(0, math.ceil(self.share * len(self.values)) - 1)]
+
+
 def mean_of(values: Iterable[float]) -> Mean:
     """Return the Mean of the given values."""
     listed = list(values)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from covey.algos.objective import Coefficients
 from covey.checkpoint import Checkpoint, load_checkpoint, newest_valid_checkpoint, save_checkpoint
 from covey.config import Recipe
+from covey.curriculum import PromptSource
 from covey.learner import Learner
 from covey.models.policy import Policy
 from covey.monitor.run_directory import RunDirectory
@@ -25,13 +29,25 @@ class Progress:
 
     step: int = 0
     """Steps finished."""
-    num_prompts_drawn: int = 0
-    """Position in the endless stream of training prompts."""
     policy_version: int = 0
     elapsed_s: float = 0.0
     """Seconds in the loop, summed over resumes."""
     is_checked: bool = False
     """Whether the checks and the evaluation before training are done."""
+    is_over: bool = False
+    """Whether the run has ended before its last step, because a budget was used up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """All that changes while a run goes on, besides its logs: what a checkpoint holds."""
+
+    policy: Policy
+    learner: Learner
+    prompts: PromptSource
+    reference: PreTrainedModel | None
+    """None iff nothing asks for it."""
+    progress: Progress
 
 
 def task_hash(task: Task) -> str:
@@ -71,53 +87,66 @@ def find_checkpoint(run: RunDirectory, recipe: Recipe, task: Task, policy: Polic
     return checkpoint, passed_over
 
 
-def restart(run: RunDirectory) -> Progress:
-    """Return the progress of a run without checkpoint, its logs emptied of what an earlier start has left."""
-    for log in run.logs().values():
-        log.truncate(0)
-    run.forget_after(-1)
-    return Progress()
+def rewind(run: RunDirectory, step: int, log_sizes: Mapping[str, int]) -> None:
+    """Put the run's logs back to where they were after `step`; what an earlier start has left beyond it is made again."""
+    for name, log in run.logs().items():
+        log.truncate(log_sizes.get(name, 0))
+    run.forget_after(step)
 
 
-def restore(checkpoint: Checkpoint, policy: Policy, learner: Learner, run: RunDirectory) -> Progress:
-    """Put weights, optimizer and logs back to the checkpoint, bit for bit, and return its progress."""
-    weights = checkpoint.tensors("model.safetensors")
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            parameter.copy_(weights[name])
+def restore(checkpoint: Checkpoint, state: RunState) -> None:
+    """Put weights, optimizer and everything else that changes back to the checkpoint, bit for bit."""
+    load_parameters(state.policy.model, checkpoint.tensors("model.safetensors"))
+    if state.reference is not None and checkpoint.has("reference.safetensors"):
+        load_parameters(state.reference, checkpoint.tensors("reference.safetensors"))
     saved = checkpoint.tensors("optimizer.safetensors")
-    state = learner.optimizer.state_dict()
-    state["state"] = {}
+    learner = state.learner
+    optimizer_state = learner.optimizer.state_dict()
+    optimizer_state["state"] = {}
     for name, tensor in saved.items():
         index, _, field = name.partition(".")
-        state["state"].setdefault(int(index), {})[field] = tensor
-    learner.optimizer.load_state_dict(state)
+        optimizer_state["state"].setdefault(int(index), {})[field] = tensor
+    learner.optimizer.load_state_dict(optimizer_state)
     learner.num_updates = checkpoint.state["num_updates"]
-    for name, log in run.logs().items():
-        log.truncate(checkpoint.log_sizes[name])
-    run.forget_after(checkpoint.step)
-    return Progress(**checkpoint.state["progress"])
+    learner.coefficients = Coefficients(**checkpoint.state["coefficients"])
+    state.prompts.restore(checkpoint.state["prompts"])
+    for field, value in checkpoint.state["progress"].items():
+        setattr(state.progress, field, value)
 
 
-def save_state(run: RunDirectory, recipe: Recipe, *, progress: Progress, policy: Policy, learner: Learner, task: Task) -> Path:
+def load_parameters(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy the weights into the model."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task) -> Path:
     """Save everything that `restore` needs, as a directory that transformers can load too."""
+    learner, policy = state.learner, state.policy
     optimizer_state = learner.optimizer.state_dict()["state"]
     logs = run.logs()
     for log in logs.values():
         log.sync()
+    tensors: dict[str, dict[str, torch.Tensor]] = {
+        "model.safetensors": dict(policy.model.named_parameters()),
+        "optimizer.safetensors": {
+            f"{index}.{field}": value for index, fields in optimizer_state.items() for field, value in fields.items()
+        },
+    }
+    if state.reference is not None and recipe.algorithm.reference_every:
+        # A reference that never moves is the initial policy, which is loaded anyway.
+        tensors["reference.safetensors"] = dict(state.reference.named_parameters())
     return save_checkpoint(
         run.checkpoints,
-        progress.step,
-        tensors={
-            "model.safetensors": dict(policy.model.named_parameters()),
-            "optimizer.safetensors": {
-                f"{index}.{field}": value for index, fields in optimizer_state.items() for field, value in fields.items()
-            },
-        },
+        state.progress.step,
+        tensors=tensors,
         texts=policy.describing_files(),
         state={
-            "progress": dataclasses.asdict(progress),
+            "progress": dataclasses.asdict(state.progress),
+            "prompts": state.prompts.state(),
             "num_updates": learner.num_updates,
+            "coefficients": dataclasses.asdict(learner.coefficients),
             "task_hash": task_hash(task),
             "base_sha256": policy.identity.sha256,
             "config_hash": hashlib.sha256(recipe.to_toml().encode()).hexdigest(),

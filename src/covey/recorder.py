@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from covey.distance import RowDistance
 from covey.evaluate import Row, summarise
 from covey.metrics import Metric, metric_values
 from covey.monitor.console import Console, StepRecord
@@ -39,11 +40,12 @@ class Recorder:
         metrics: Mapping[str, Metric],
         timing: Mapping[str, float],
         save_rollouts: bool,
+        distances: Sequence[RowDistance | None] = (),
     ) -> None:
         """Record a finished training step."""
         values = metric_values(metrics)
         if save_rollouts:
-            write_rows(self.run.rollouts_of(step), rollout_rows(sampled))
+            write_rows(self.run.rollouts_of(step), rollout_rows(sampled, distances))
         self.run.logs()["metrics"].append({"step": step, **values})
         self.time(step, timing)
         self.sinks.log(step, values)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from covey.distance import RowDistance
+from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.metrics import Max, Mean, Metric, Sum, mean_of
 from covey.models.policy import Policy
 from covey.rewards.base import Rewarder, Sample
 from covey.sampling import Sampling, rollout_keys
-from covey.types import CoveyError, Group, Prompt, Rollout
+from covey.types import Completion, CoveyError, Group, Prompt, Rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,10 @@ class RolloutSpec:
     group_size: int
     max_draws: int
     """How often a step may sample: draws after the first replace groups that were dropped with fresh prompts."""
-    drop_flat_groups: bool
+    keeps: Callable[[Group], bool]
+    """Whether a group is trained on. One that is not leaves the loss's denominators and may be replaced."""
+    needs_baseline: bool = False
+    """Whether each prompt is answered greedily, too."""
     seed: int
 
 
@@ -54,24 +59,67 @@ def sample_groups(
     rewarder: Rewarder,
     sampling: Sampling,
     keys: Sequence[Sequence[int]],
+    needs_baseline: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Group], float, float]:
-    """Return one group for each prompt, with the seconds spent on sampling and on scoring. `keys` holds G for each prompt."""
+    """Return one group for each prompt, with the seconds spent on sampling and on scoring. `keys` holds G for each prompt.
+
+    The ranks share the prompts, and each gets all groups.
+    """
+    own = ranks.share(list(zip(prompts, keys, strict=True)))
     started = time.monotonic()
-    prompt_ids = [policy.encode(prompt.messages) for prompt in prompts]
-    completions = engine.generate(prompt_ids, sampling, group_size=len(keys[0]), keys=keys)
+    prompt_ids = [policy.encode(prompt.messages) for prompt, _ in own]
+    completions: list[list[Completion]] = []
+    greedy: list[list[Completion]] = [[] for _ in own]
+    if own:
+        own_keys = [group_keys for _, group_keys in own]
+        completions = engine.generate(prompt_ids, sampling, group_size=len(keys[0]), keys=own_keys)
+        if needs_baseline:
+            first_keys = [group_keys[:1] for group_keys in own_keys]
+            greedy = engine.generate(prompt_ids, replace(sampling, temperature=0.0), group_size=1, keys=first_keys)
     sampled = time.monotonic()
+    groups = score_groups(
+        [prompt for prompt, _ in own],
+        prompt_ids,
+        [[*group, *baseline] for group, baseline in zip(completions, greedy, strict=True)],
+        policy=policy,
+        rewarder=rewarder,
+        group_size=len(keys[0]),
+    )
+    return ranks.gather(groups), sampled - started, time.monotonic() - sampled
+
+
+def score_groups(
+    prompts: Sequence[Prompt],
+    prompt_ids: Sequence[list[int]],
+    completions: Sequence[Sequence[Completion]],
+    *,
+    policy: Policy,
+    rewarder: Rewarder,
+    group_size: int,
+) -> list[Group]:
+    """Return the groups, scored in one call. What a prompt has beyond `group_size` completions is its greedy baseline."""
+    samples = [
+        Sample(
+            prompt=prompt,
+            completion=policy.decode(completion.token_ids),
+            num_tokens=len(completion.token_ids),
+            is_truncated=completion.finish_reason == "length",
+            token_ids=completion.token_ids,
+        )
+        for prompt, group in zip(prompts, completions, strict=True)
+        for completion in group
+    ]
+    scored = iter(zip(samples, rewarder.score_all(samples), strict=True))
     groups: list[Group] = []
     for prompt, ids, group in zip(prompts, prompt_ids, completions, strict=True):
         rollouts: list[Rollout] = []
         for completion in group:
-            text = policy.decode(completion.token_ids)
-            is_truncated = completion.finish_reason == "length"
-            proxy, gold = rewarder.score(
-                Sample(prompt=prompt, completion=text, num_tokens=len(completion.token_ids), is_truncated=is_truncated)
-            )
-            rollouts.append(Rollout(prompt_ids=ids, completion=completion, text=text, reward=proxy, gold=gold))
-        groups.append(Group(prompt=prompt, rollouts=tuple(rollouts)))
-    return groups, sampled - started, time.monotonic() - sampled
+            sample, (proxy, gold) = next(scored)
+            rollouts.append(Rollout(prompt_ids=ids, completion=completion, text=sample.completion, reward=proxy, gold=gold))
+        baseline = rollouts[group_size] if len(rollouts) > group_size else None
+        groups.append(Group(prompt=prompt, rollouts=tuple(rollouts[:group_size]), baseline=baseline))
+    return groups
 
 
 def sample_step(
@@ -82,12 +130,9 @@ def sample_step(
     policy: Policy,
     engine: Engine,
     rewarder: Rewarder,
+    ranks: Ranks = ALONE,
 ) -> SampledGroups:
-    """Return the groups of a training step, drawing again while usable groups are missing and draws are left.
-
-    A flat group (all rewards equal) has no gradient; it is dropped, and leaves the loss's denominators, unless the
-    recipe keeps it. A group in which nothing could be scored is always dropped.
-    """
+    """Return the groups of a training step, drawing again while groups that are kept are missing and draws are left."""
     used: list[tuple[int, Group]] = []
     dropped: list[tuple[int, Group]] = []
     rollout_s = reward_s = 0.0
@@ -98,12 +143,18 @@ def sample_step(
         prompts = next_prompts(missing)
         keys = draw_keys(prompts, spec, step=step, draw=draw)
         groups, draw_rollout_s, draw_reward_s = sample_groups(
-            prompts, policy=policy, engine=engine, rewarder=rewarder, sampling=spec.sampling, keys=keys
+            prompts,
+            policy=policy,
+            engine=engine,
+            rewarder=rewarder,
+            sampling=spec.sampling,
+            keys=keys,
+            needs_baseline=spec.needs_baseline,
+            ranks=ranks,
         )
         rollout_s, reward_s = rollout_s + draw_rollout_s, reward_s + draw_reward_s
         for group in groups:
-            is_used = bool(group.scored_rewards) and not (spec.drop_flat_groups and group.is_flat)
-            (used if is_used else dropped).append((draw, group))
+            (used if spec.keeps(group) else dropped).append((draw, group))
     return SampledGroups(
         used=[group for _, group in used],
         dropped=[group for _, group in dropped],
@@ -125,13 +176,16 @@ def draw_keys(prompts: Sequence[Prompt], spec: RolloutSpec, *, step: int, draw: 
     return keys
 
 
-def rollout_metrics(sampled: SampledGroups, *, reward_low: float, reward_high: float) -> dict[str, Metric]:
+def rollout_metrics(
+    sampled: SampledGroups, *, reward_low: float, reward_high: float, part_weights: Mapping[str, float] | None = None
+) -> dict[str, Metric]:
     """Return what the step's completions look like, dropped groups included."""
     rollouts = [rollout for group in sampled.all for rollout in group.rollouts]
     rewards = [rollout.reward.value for rollout in rollouts if rollout.reward.value is not None]
     golds = [rollout.gold.value for rollout in rollouts if rollout.gold and rollout.gold.value is not None]
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-    flat = [set(group.scored_rewards) for group in sampled.all if group.is_flat]
+    scored = [group.scored_rewards for group in sampled.all]
+    baselines = [len(group.baseline.completion.token_ids) for group in sampled.all if group.baseline]
     num_groups = len(sampled.all)
     metrics: dict[str, Metric] = {
         "reward/mean": mean_of(rewards),
@@ -140,20 +194,39 @@ def rollout_metrics(sampled: SampledGroups, *, reward_low: float, reward_high: f
         "gold/mean": mean_of(golds),
         "gold/error_frac": mean_of(float(rollout.gold.value is None) for rollout in rollouts if rollout.gold),
         "group/usable_frac": Mean(sum(not group.is_flat for group in sampled.all), num_groups),
-        "group/all_correct_frac": Mean(flat.count({reward_high}), num_groups),
-        "group/all_wrong_frac": Mean(flat.count({reward_low}), num_groups),
+        "group/all_correct_frac": Mean(sum(bool(values) and min(values) >= reward_high for values in scored), num_groups),
+        "group/all_wrong_frac": Mean(sum(bool(values) and max(values) <= reward_low for values in scored), num_groups),
         "group/num_sampled": Sum(num_groups),
         "group/num_used": Sum(len(sampled.used)),
         "completion/length_mean": mean_of(lengths),
         "completion/length_max": Max(max(lengths)),
         "completion/truncated_frac": mean_of(float(rollout.completion.finish_reason == "length") for rollout in rollouts),
-        "tokens/generated": Sum(sum(lengths)),
+        "tokens/generated": Sum(sum(lengths) + sum(baselines)),
     }
+    if baselines:
+        greedy = [group.baseline.reward.value for group in sampled.all if group.baseline]
+        metrics["reward/greedy_mean"] = mean_of(value for value in greedy if value is not None)
     for name in sorted({name for rollout in rollouts for name in rollout.reward.parts}):
         metrics[f"reward/part/{name}"] = mean_of(
             rollout.reward.parts[name] for rollout in rollouts if name in rollout.reward.parts
         )
-    return metrics
+    return metrics | part_spreads(sampled.all, part_weights or {})
+
+
+def part_spreads(groups: Sequence[Group], part_weights: Mapping[str, float]) -> dict[str, Metric]:
+    """Return each part's share of the variance within groups: which part the advantages really come from.
+
+    sum over groups and scored rollouts of (w_k (r_k - its group's mean))^2, over the same sum for all parts.
+    """
+    spreads: dict[str, float] = {}
+    for group in groups:
+        scored = [rollout.reward.parts for rollout in group.rollouts if rollout.reward.value is not None]
+        for name in {name for parts in scored for name in parts}:
+            values = [part_weights.get(name, 1.0) * parts.get(name, 0.0) for parts in scored]
+            mean = sum(values) / len(values)
+            spreads[name] = spreads.get(name, 0.0) + sum((value - mean) ** 2 for value in values)
+    total = sum(spreads.values())
+    return {f"reward/variance_frac/{name}": Mean(spread, total) for name, spread in sorted(spreads.items())}
 
 
 def refuse_failing_reward(sampled: SampledGroups, *, max_error_frac: float) -> None:
@@ -183,11 +256,12 @@ def gold_problem(sampled: SampledGroups, *, max_error_frac: float) -> str | None
     )
 
 
-def rollout_rows(sampled: SampledGroups) -> list[dict[str, Any]]:
-    """Return the rows of `rollouts/step-NNNNNN.parquet`."""
+def rollout_rows(sampled: SampledGroups, distances: Sequence[RowDistance | None] = ()) -> list[dict[str, Any]]:
+    """Return the rows of `rollouts/step-NNNNNN.parquet`. `distances` are those of the used groups' completions, in order."""
     rows: list[dict[str, Any]] = []
     for index, (draw, group) in enumerate(zip(sampled.draws, sampled.all, strict=True)):
         for sample, rollout in enumerate(group.rollouts):
+            distance = distances[len(rows)] if len(rows) < len(distances) else None
             rows.append(
                 {
                     "prompt_id": group.prompt.prompt_id,
@@ -205,6 +279,9 @@ def rollout_rows(sampled: SampledGroups) -> list[dict[str, Any]]:
                     "gold": rollout.gold.value if rollout.gold else None,
                     "error": rollout.reward.error or (rollout.gold.error if rollout.gold else None),
                     "used": index < len(sampled.used),
+                    "kl": distance.kl if distance else None,
+                    "kl_max": distance.kl_max if distance else None,
+                    "kl_max_token": distance.kl_max_token if distance else None,
                 }
             )
     return rows

@@ -17,17 +17,38 @@ _WEYL, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """The sampling distribution: softmax(logits / temperature), or the arg-max if `temperature` is 0.
+    """What completions are drawn from, and where they end. `covey.models.distribution` makes the distribution of it.
 
     The trainer scores completions under this very distribution, so whatever is added here must be added there.
     """
 
     temperature: float = 1.0
+    """0 = the likeliest token, always."""
     max_new_tokens: int = 256
+    top_k: int = 0
+    """Keep the k likeliest tokens, and all that are as likely as the k-th; 0 = off."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens until they hold this probability, above 0; 1 = off."""
+    min_p: float = 0.0
+    """Keep tokens at least this many times as likely as the likeliest, at most 1; 0 = off."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that stand in the prompt or the completion so far become less likely; 1 = off."""
+    stop: tuple[str, ...] = ()
+    """A completion ends with the token that completes one of these, none empty, in its text. The token stays whole."""
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether tokens are removed from the distribution."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the distribution is softmax(logits / temperature): no filter, no penalty."""
+        return not self.is_filtered and self.repetition_penalty == 1.0
 
 
 def stream_key(seed: int, purpose: str, *counters: int | str) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from covey.algos.mismatch import mismatch_metrics
 from covey.batch import make_tokens
 from covey.engines.base import Engine
-from covey.learner import Learner, mismatch_metrics
+from covey.learner import Learner
 from covey.metrics import metric_values
 from covey.models.policy import Policy
 from covey.sampling import Sampling, rollout_keys
@@ -50,7 +51,7 @@ def check_before_training(
     """
     tokens = make_tokens(_sample(prompts[:NUM_PROMPTS], sampling, policy=policy, engine=engine))
     assert tokens.sampling_logprobs is not None
-    logprobs = learner.score(policy.model, tokens)
+    logprobs = learner.score(policy.model, tokens).logprobs
     mask = tokens.completion_mask
     found = metric_values(mismatch_metrics(logprobs, tokens.sampling_logprobs, mask))
     refuse_disagreement(found, policy.compute_dtype)
@@ -58,7 +59,7 @@ def check_before_training(
         f"engine agrees with trainer: log-probs of {int(mask.sum())} tokens differ by {found['mismatch/abs_mean']:.2g} nats on "
         f"average, {found['mismatch/max']:.2g} at most ({str(policy.compute_dtype).removeprefix('torch.')})"
     ]
-    drift = float((learner.score(policy.model, tokens) - logprobs)[mask].abs().max())
+    drift = float((learner.score(policy.model, tokens).logprobs - logprobs)[mask].abs().max())
     if drift != 0.0:
         raise CoveyError(
             f"scoring the same tokens twice gives log-probs that differ by {drift:.2g}: the model draws random numbers when "
@@ -66,7 +67,7 @@ def check_before_training(
         )
     lines.append("log-ratio on the first update is exactly 0")
     if reference is not None:
-        distance = float((learner.score(reference, tokens) - logprobs)[mask].abs().max())
+        distance = float((learner.score(reference, tokens).logprobs - logprobs)[mask].abs().max())
         if distance != 0.0:
             raise CoveyError(
                 f"the reference model's log-probs differ from the initial policy's by {distance:.2g}: KL would not start at 0"
@@ -116,7 +117,7 @@ def load_and_prove_weights(engine: Engine, policy: Policy, version: int) -> None
 
 
 def _sample(prompts: Sequence[Prompt], sampling: Sampling, *, policy: Policy, engine: Engine) -> list[Group]:
-    short = Sampling(temperature=sampling.temperature, max_new_tokens=min(MAX_TOKENS, sampling.max_new_tokens))
+    short = replace(sampling, max_new_tokens=min(MAX_TOKENS, sampling.max_new_tokens))
     prompt_ids = [policy.encode(prompt.messages) for prompt in prompts]
     keys = [
         rollout_keys(0, "self-check", step=0, draw=0, prompt_id=prompt.prompt_id, group_size=GROUP_SIZE) for prompt in prompts

@@ -6,24 +6,32 @@ import copy
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from covey.algos.objective import Objective
-from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
+from covey.assembly import (
+    describe_objective,
+    evaluation_spec,
+    make_learner,
+    make_rewarder,
+    rollout_spec,
+    stats_spec,
+    with_length_penalty,
+)
+from covey.batch import StatsSpec
 from covey.config import Recipe
+from covey.curriculum import CURRICULA
+from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.transformers import TransformersEngine
 from covey.evaluate import EvaluationSpec
-from covey.learner import Learner, LearnerSpec, ScoringSpec
 from covey.models.policy import Policy, load_policy
 from covey.monitor.console import Console
 from covey.monitor.environment import describe_machine, describe_versions, num_usable_cores
@@ -34,12 +42,10 @@ from covey.monitor.run_directory import (
     write_text_atomic,
 )
 from covey.monitor.sinks import SinkSet, open_sinks
-from covey.persistence import Progress, find_checkpoint, restart, restore, save_state
+from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
 from covey.recorder import Recorder
-from covey.rewards.base import Rewarder
-from covey.rewards.registry import find_reward
+from covey.rewards.base import Reward, Rewarder, refuse_missing_columns
 from covey.rollout import RolloutSpec
-from covey.sampling import Sampling
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
 from covey.types import CoveyError
@@ -51,17 +57,17 @@ class Session:
 
     recipe: Recipe
     task: Task
-    policy: Policy
-    reference: PreTrainedModel | None
-    """The frozen initial policy; None iff algorithm.beta is 0."""
+    state: RunState
     engine: Engine
     rewarder: Rewarder
-    learner: Learner
+    success: tuple[float, float]
+    """The lowest and the highest value of the reward before any penalty for length: wrong and right."""
     rollouts: RolloutSpec
+    stats: StatsSpec
     evaluation: EvaluationSpec
     run: RunDirectory
     recorder: Recorder
-    progress: Progress
+    ranks: Ranks
     closing: ExitStack
     """Lock, engine, trackers and console, to be closed in reverse order."""
 
@@ -73,7 +79,13 @@ class Session:
 
 
 def open_session(
-    recipe: Recipe, *, run: RunDirectory, console: Console, task: Task | None = None, rewarder: Rewarder | None = None
+    recipe: Recipe,
+    *,
+    run: RunDirectory,
+    console: Console,
+    task: Task | None = None,
+    rewarder: Rewarder | None = None,
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Return the session of a run directory that is new, or that holds an unfinished run of this recipe.
 
@@ -82,51 +94,76 @@ def open_session(
     Raises:
         CoveyError: saying which option, model, task or file is wrong, and what to do.
     """
-    is_new = not run.recipe.exists()
     with ExitStack() as closing:
         closing.callback(console.close)
         torch.set_num_threads(recipe.run.num_threads or num_usable_cores())
         task = task or find_task(recipe.task.name, level=recipe.task.level)
         task.check()
-        rewarder = rewarder or make_rewarder(recipe, task)
+        plain_rewarder = rewarder or make_rewarder(recipe, task)
+        refuse_columns_without_data(plain_rewarder, task)
+        rewarder = with_length_penalty(plain_rewarder, recipe)
         policy = open_policy(recipe, task, console)
-        reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.beta else None
-        learner = make_learner(recipe, policy, rewarder)
-        if is_new:
-            RunDirectory.create(run.path)
-        closing.enter_context(run.lock())
-        if is_new:
-            refuse_occupied(run.path)  # Somebody else may have used the name while the model was being loaded.
+        reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.has_reference else None
+        learner = make_learner(recipe, policy, ranks=ranks)
+        prompts = CURRICULA[recipe.train.curriculum](task.train, seed=recipe.run.seed)
+        own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
-        write_text_atomic(run.recipe, recipe.to_toml())
-        if run.env.exists():
-            warn_of_other_threads(run, console)
+        write_text_atomic(own_run.recipe, recipe.to_toml())
+        if own_run.env.exists():
+            warn_of_other_threads(own_run, console)
         else:
             environment = describe_run(recipe, policy, task, rewarder)
-            write_text_atomic(run.env, json.dumps(environment, indent=1) + "\n")
-        sinks = SinkSet(open_sinks(recipe.run.sinks, run.path.name, run.path, recipe.model_dump()), console.warn)
+            write_text_atomic(own_run.env, json.dumps(environment, indent=1) + "\n")
+        sinks = SinkSet(
+            open_sinks(recipe.run.sinks if ranks.is_main else (), run.path.name, run.path, recipe.model_dump()), console.warn
+        )
         closing.callback(sinks.close)
-        progress = restore(checkpoint, policy, learner, run) if checkpoint else restart(run)
+        state = RunState(policy=policy, learner=learner, prompts=prompts, reference=reference, progress=Progress())
+        if checkpoint:
+            restore(checkpoint, state)
+            rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
+        else:
+            rewind(own_run, -1, {})
         engine = TransformersEngine(policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
-        recorder = Recorder(run=run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
+        recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
         for message in passed_over:
-            recorder.event(progress.step, "fallback", message)
+            recorder.event(state.progress.step, "fallback", message)
         return Session(
             recipe=recipe,
             task=task,
-            policy=policy,
-            reference=reference,
+            state=state,
             engine=engine,
             rewarder=rewarder,
-            learner=learner,
-            rollouts=rollout_spec(recipe),
+            success=success_range(plain_rewarder.proxy),
+            rollouts=rollout_spec(recipe, rewarder.proxy),
+            stats=stats_spec(recipe, rewarder.proxy),
             evaluation=evaluation_spec(recipe),
-            run=run,
+            run=own_run,
             recorder=recorder,
-            progress=progress,
+            ranks=ranks,
             closing=closing.pop_all(),
         )
+
+
+@contextmanager
+def open_run_directory(run: RunDirectory, ranks: Ranks) -> Generator[RunDirectory]:
+    """Yield the directory that this rank writes to: the run's own, locked, or one that is thrown away at the end.
+
+    Every rank records what happens, so that none takes another path through the loop; only the main rank's is kept.
+    """
+    ranks.barrier()  # Nobody writes before all have read what was there.
+    if not ranks.is_main:
+        with TemporaryDirectory(prefix="covey-rank-") as scratch:
+            yield RunDirectory.create(Path(scratch) / run.path.name)
+        return
+    is_new = not run.recipe.exists()
+    if is_new:
+        RunDirectory.create(run.path)
+    with run.lock():
+        if is_new:
+            refuse_occupied(run.path)  # Somebody else may have used the name while the model was being loaded.
+        yield run
 
 
 def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
@@ -146,66 +183,16 @@ def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
     return policy
 
 
-def sampling_of(recipe: Recipe) -> Sampling:
-    """Return the distribution that training completions are drawn from."""
-    return Sampling(temperature=recipe.sampling.temperature, max_new_tokens=recipe.sampling.max_new_tokens)
+def refuse_columns_without_data(rewarder: Rewarder, task: Task) -> None:
+    """Raise if a reward asks for a column of the data that some question does not have.
 
-
-def rollout_spec(recipe: Recipe) -> RolloutSpec:
-    """Return how the groups of a step are sampled."""
-    return RolloutSpec(
-        sampling=sampling_of(recipe),
-        prompts_per_step=recipe.train.prompts_per_step,
-        group_size=recipe.train.group_size,
-        max_draws=recipe.train.max_draws,
-        drop_flat_groups=recipe.train.drop_flat_groups,
-        seed=recipe.run.seed,
-    )
-
-
-def evaluation_spec(recipe: Recipe) -> EvaluationSpec:
-    """Return how held-out prompts are sampled."""
-    return EvaluationSpec(
-        sampling=sampling_of(recipe), samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=recipe.run.seed
-    )
-
-
-def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
-    """Return the reward and the gold verifier that the recipe names, the task's own where it names none."""
-    proxy = find_reward(recipe.reward.name, key="reward.name") if recipe.reward.name else task.proxy
-    named = recipe.reward.gold
-    gold = None if named == "none" else find_reward(named, key="reward.gold") if named else task.gold
-    return Rewarder(proxy=proxy, gold=gold)
-
-
-def make_learner(recipe: Recipe, policy: Policy, rewarder: Rewarder) -> Learner:
-    """Return the learner of the recipe's algorithm."""
-    algorithm, train = recipe.algorithm, recipe.train
-    return Learner(
-        policy.model,
-        Objective(
-            spec=ALGORITHMS[algorithm.name],
-            clip=Clip(low=algorithm.epsilon_low, high=algorithm.epsilon_high),
-            beta=algorithm.beta,
-            min_group_std=algorithm.min_group_std,
-            reward_range=float(rewarder.proxy.high - rewarder.proxy.low),
-        ),
-        ScoringSpec(
-            temperature=recipe.sampling.temperature,
-            compute_dtype=policy.compute_dtype,
-            max_tokens_per_micro_batch=train.max_tokens_per_micro_batch,
-            max_shared_tokens=train.max_shared_tokens,
-        ),
-        LearnerSpec(
-            learning_rate=train.learning_rate,
-            warmup_steps=train.warmup_steps,
-            num_steps=train.num_steps,
-            decay=train.decay,
-            max_grad_norm=train.max_grad_norm,
-            weight_decay=train.weight_decay,
-            max_new_tokens=recipe.sampling.max_new_tokens,
-        ),
-    )
+    Raises:
+        CoveyError: naming the column and the question.
+    """
+    prompts = [*task.train, *(prompt for part in task.held_out.values() for prompt in part)]
+    for reward in (rewarder.proxy, rewarder.gold):
+        if reward is not None:
+            refuse_missing_columns(reward, prompts)
 
 
 def show_prompt(policy: Policy, task: Task) -> str:
@@ -247,7 +234,6 @@ def command_line(words: Sequence[str]) -> list[str]:
 
 def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder) -> dict[str, Any]:
     """Return what goes into `env.json`."""
-    spec = ALGORITHMS[recipe.algorithm.name]
     identity = dataclasses.asdict(policy.identity)
     versions = describe_versions()
     return {
@@ -261,21 +247,21 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder)
         "num_threads": torch.get_num_threads(),
         "compute_dtype": str(policy.compute_dtype).removeprefix("torch."),
         "model": identity,
-        "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.beta else None,
+        "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.has_reference else None,
         "has_gold": rewarder.gold is not None,
         "task": task.name,
         "algorithm": recipe.algorithm.name,
-        "formula": spec.formula,
+        "formula": "; ".join(describe_objective(recipe)),
     }
 
 
-def save_session(session: Session) -> Path:
+def success_range(reward: Reward) -> tuple[float, float]:
+    """Return what the reward gives to a wrong and to a right completion."""
+    return reward.low, reward.high
+
+
+def save_session(session: Session) -> None:
     """Save everything that a resumed session needs, as a directory that transformers can load too."""
-    return save_state(
-        session.run,
-        session.recipe,
-        progress=session.progress,
-        policy=session.policy,
-        learner=session.learner,
-        task=session.task,
-    )
+    if session.ranks.is_main:
+        save_state(session.run, session.recipe, session.state, task=session.task)
+    session.ranks.barrier()

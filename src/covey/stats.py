@@ -36,3 +36,16 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     half_width = float(student_t.ppf((1 + confidence) / 2, count - 1)) * math.sqrt(variance / count)
     return Interval(mean=mean, low=mean - half_width, high=mean + half_width)
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """Return the unbiased estimate of the chance that one of k samples is right: 1 - C(n - c, k) / C(n, k).
+
+    (arXiv 2107.03374, eq. 1.) 1 - (1 - c/n)^k would be too low.
+
+    Raises:
+        ValueError: fewer samples than k.
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k={k} with {num_samples} samples: k must be between 1 and the number of samples")
+    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)

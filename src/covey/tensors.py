@@ -25,7 +25,12 @@ class GroupStats:
     lengths: Int[Tensor, "P G"]
     parts: Float64[Tensor, "P G K"]
     baseline: Float64[Tensor, "P"] | None = None
-    """Reward of the greedy completion; None iff the row asks for none."""
+    """Reward of the greedy completion, NaN where it could not be scored; None iff the row asks for none."""
+    reward_low: float = 0.0
+    reward_high: float = 1.0
+    """The declared range of the rewards."""
+    part_weights: Float64[Tensor, "K"] | None = None
+    """None = every part counts once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,8 @@ class Tokens:
     sampling_logprobs: Float[Tensor, "B T"] | None
     """As the engine reported them; None iff the data is offline."""
     stats: GroupStats
+    """Of the groups here and, after them, of those that were sampled with them and left out: statistics that span the
+    step see these, too."""
 
     @property
     def num_groups(self) -> int:
@@ -58,6 +65,8 @@ class Scores:
     """Trainer's log-probs before the first update; None = the detached first forward serves."""
     ref_logprobs: Float[Tensor, "B T"] | None
     """None iff there is no reference model."""
+    entropy: Float[Tensor, "B T"] | None = None
+    """Of the policy before the first update; None iff it was not scored then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +76,12 @@ class Batch:
     tokens: Tokens
     scores: Scores
     advantages: Float[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    """The tokens that are trained on: the completions' own, less those that a correction rejects."""
+    token_weights: Float[Tensor, "B T"] | None = None
+    """Of each token in the surrogate; None = 1."""
+    held_back: Bool[Tensor, "B T"] | None = None
+    """Tokens that pay for a change of their probability; None = none do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

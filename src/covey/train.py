@@ -3,100 +3,136 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from covey.batch import make_tokens
+from covey.distance import RowDistance, row_distances
 from covey.evaluate import MODES, evaluate
 from covey.interrupts import stop_on_signals
+from covey.learner import refresh_reference
 from covey.metrics import Metric, Sum, metric_values
-from covey.rollout import gold_problem, refuse_failing_reward, rollout_metrics, sample_step
+from covey.rollout import SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
 from covey.session import Session, save_session
-from covey.tasks.base import Part, training_prompts
-from covey.tensors import Scores
-from covey.types import CoveyError, Group, Prompt
+from covey.tasks.base import Part
+from covey.types import CoveyError
 
 
 def train(session: Session) -> bool:
     """Train from where the session stands to its last step. Return False if a signal stopped it before, at a saved step."""
-    recipe, progress, clock = session.recipe, session.progress, Clock(session.progress.elapsed_s)
+    recipe, progress, ranks = session.recipe, session.state.progress, session.ranks
+    clock = Clock(progress.elapsed_s)
     if progress.is_checked:
-        left = recipe.train.num_steps - progress.step
+        left = 0 if progress.is_over else recipe.train.num_steps - progress.step
         message = (
             f"going on after step {progress.step}, {left} to go" if left else "all steps are done: nothing is left to train"
         )
         session.recorder.event(progress.step, "resumed", message)
     with stop_on_signals() as stop, errors_recorded(session):
-        load_and_prove_weights(session.engine, session.policy, progress.policy_version)
+        load_and_prove_weights(session.engine, session.state.policy, progress.policy_version)
         if not progress.is_checked:
             prepare(session, clock)
-        while progress.step < recipe.train.num_steps and not stop.is_requested:
+        is_stopped = ranks.any(stop.is_requested)
+        while not is_finished(session) and not is_stopped:
             train_step(session, clock)
-            if is_due(progress.step, recipe.checkpoint.every) and progress.step < recipe.train.num_steps:
+            is_stopped = ranks.any(stop.is_requested)
+            if is_due(progress.step, recipe.checkpoint.every) and not is_finished(session):
                 with clock.phase("checkpoint_s"):
                     save_session(session)
-        is_finished = progress.step == recipe.train.num_steps
-        if not is_finished:
+        if not is_finished(session):
             session.recorder.event(progress.step, "interrupted", f"{stop.signal_name}: stopped after step {progress.step}")
         save_session(session)
-    return is_finished
+    return is_finished(session)
+
+
+def is_finished(session: Session) -> bool:
+    """Return whether no step is left to do."""
+    return session.state.progress.is_over or session.state.progress.step >= session.recipe.train.num_steps
 
 
 def train_step(session: Session, clock: Clock) -> None:
     """Sample, score, update, measure, record: one step of the algorithm."""
-    recipe, progress, learner = session.recipe, session.progress, session.learner
+    recipe, progress, prompts = session.recipe, session.state.progress, session.state.prompts
     step = progress.step + 1
-
-    def next_prompts(count: int) -> list[Prompt]:
-        start = progress.num_prompts_drawn
-        progress.num_prompts_drawn += count
-        return training_prompts(session.task.train, seed=recipe.run.seed, start=start, count=count)
-
     sampled = sample_step(
-        next_prompts, session.rollouts, step=step, policy=session.policy, engine=session.engine, rewarder=session.rewarder
+        prompts.draw,
+        session.rollouts,
+        step=step,
+        policy=session.state.policy,
+        engine=session.engine,
+        rewarder=session.rewarder,
+        ranks=session.ranks,
     )
     clock.add("rollout_s", sampled.rollout_s)
     clock.add("reward_s", sampled.reward_s)
     refuse_failing_reward(sampled, max_error_frac=recipe.reward.max_error_frac)
     if problem := gold_problem(sampled, max_error_frac=recipe.reward.max_error_frac):
         session.recorder.event(step, "warning", problem)
-    proxy = session.rewarder.proxy
-    metrics = rollout_metrics(sampled, reward_low=proxy.low, reward_high=proxy.high)
+    low, high = session.success
+    for group in sampled.all:
+        rewards = group.scored_rewards
+        prompts.observe(group.prompt.prompt_id, sum(reward > (low + high) / 2 for reward in rewards), len(rewards))
+    metrics = rollout_metrics(sampled, reward_low=low, reward_high=high, part_weights=session.stats.part_weights)
+    distances: list[RowDistance | None] = []
     if sampled.used:
-        metrics |= update_policy(session, clock, sampled.used)
+        update_metrics, distances = update_policy(session, clock, sampled)
+        metrics |= update_metrics
     progress.step = step
-    if is_due(step, recipe.evaluation.every) or step == recipe.train.num_steps:
-        evaluate_parts(session, clock, ("choose", "test") if step == recipe.train.num_steps else ("choose",))
-    metrics |= {
-        "optimizer/num_updates": Sum(learner.num_updates),
+    end_if_budget_is_spent(session, metrics)
+    if is_due(step, recipe.evaluation.every) or is_finished(session):
+        evaluate_parts(session, clock, ("choose", "test") if is_finished(session) else ("choose",))
+    metrics |= prompts.curriculum_metrics() | {
+        "optimizer/num_updates": Sum(session.state.learner.num_updates),
         "policy/version": Sum(progress.policy_version),
     }
     progress.elapsed_s = clock.elapsed_s
     timing = clock.lap(num_tokens=metrics["tokens/generated"].value)
     save_rollouts = is_due(step, recipe.checkpoint.rollouts_every)
-    session.recorder.step(step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts)
+    session.recorder.step(
+        step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts, distances=distances
+    )
 
 
-def update_policy(session: Session, clock: Clock, groups: list[Group]) -> dict[str, Metric]:
-    """Turn groups into one optimizer step and give the engine the new weights; nothing at all if no group has a gradient."""
-    learner, progress, console = session.learner, session.progress, session.recorder.console
-    tokens = make_tokens(groups)
+def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tuple[dict[str, Metric], list[RowDistance | None]]:
+    """Turn groups into the step's updates and give the engine the new weights; nothing at all if no group has a gradient.
+
+    Return the metrics, and each completion's distance from the reference if there is one.
+    """
+    learner, progress, policy = session.state.learner, session.state.progress, session.state.policy
+    reference, step = session.state.reference, progress.step + 1
+    tokens = make_tokens(sampled.used, sampled.dropped, session.stats)
     with clock.phase("scoring_s"):
-        reference = session.reference
-        ref_logprobs = learner.score(reference, tokens) if reference is not None else None
-    # One update a batch: the update's own first forward is the old policy, so nothing is scored twice.
-    batch = learner.make_batch(tokens, Scores(old_logprobs=None, ref_logprobs=ref_logprobs))
+        batch = learner.make_batch(tokens, learner.make_scores(tokens, reference), step=step)
     with clock.phase("update_s"):
-        metrics = learner.update(batch, progress=lambda done, total: console.phase("update", done, total))
-    if not metrics:
-        return metrics
-    if problem := disagreement(metric_values(metrics), session.policy.compute_dtype):
-        session.recorder.event(progress.step + 1, "warning", problem)
+        show = session.recorder.console.phase
+        update = learner.train_on(batch, step=step, progress=lambda done, total: show("update", done, total))
+    if not update.metrics:
+        return update.metrics, []
+    if problem := disagreement(metric_values(update.metrics), policy.compute_dtype):
+        session.recorder.event(step, "warning", problem)
+    if reference is not None and is_due(step, session.recipe.algorithm.reference_every):
+        refresh_reference(reference, policy.model, mix=session.recipe.algorithm.reference_mix)
     with clock.phase("load_weights_s"):
         progress.policy_version += 1
-        load_and_prove_weights(session.engine, session.policy, progress.policy_version)
-    return metrics
+        load_and_prove_weights(session.engine, policy, progress.policy_version)
+    ref_logprobs = batch.scores.ref_logprobs
+    if ref_logprobs is None or update.logprobs is None or update.is_scored is None:
+        return update.metrics, []
+    return update.metrics, row_distances(tokens, update.logprobs, ref_logprobs, update.is_scored, policy.decode)
+
+
+def end_if_budget_is_spent(session: Session, metrics: Mapping[str, Metric]) -> None:
+    """End the run after this step if a completion's mean KL has passed its budget."""
+    budget, found = session.recipe.algorithm.kl_budget, metrics.get("kl/sequence")
+    if budget and found is not None and found.value > budget:
+        session.state.progress.is_over = True
+        session.recorder.event(
+            session.state.progress.step,
+            "kl_budget",
+            f"the policy is {found.value:.3g} nats a completion from the reference, more than algorithm.kl_budget={budget}: "
+            f"the run ends after step {session.state.progress.step}",
+        )
 
 
 def prepare(session: Session, clock: Clock) -> None:
@@ -104,10 +140,10 @@ def prepare(session: Session, clock: Clock) -> None:
     checked = check_before_training(
         session.task.train,
         session.rollouts.sampling,
-        policy=session.policy,
-        reference=session.reference,
+        policy=session.state.policy,
+        reference=session.state.reference,
         engine=session.engine,
-        learner=session.learner,
+        learner=session.state.learner,
     )
     for line in checked:
         session.recorder.event(0, "self_check", line)
@@ -115,7 +151,7 @@ def prepare(session: Session, clock: Clock) -> None:
     evaluate_parts(session, clock, ("choose", "test"))
     session.recorder.time(0, clock.lap(num_tokens=0) | {"elapsed_s": 0.0})
     clock.restart()
-    session.progress.is_checked = True
+    session.state.progress.is_checked = True
 
 
 def evaluate_parts(session: Session, clock: Clock, parts: tuple[Part, ...]) -> None:
@@ -128,11 +164,12 @@ def evaluate_parts(session: Session, clock: Clock, parts: tuple[Part, ...]) -> N
                     prompts,
                     session.evaluation,
                     mode=mode,
-                    policy=session.policy,
+                    policy=session.state.policy,
                     engine=session.engine,
                     rewarder=session.rewarder,
+                    ranks=session.ranks,
                 )
-                session.recorder.evaluation(session.progress.step, part=part, mode=mode, rows=rows)
+                session.recorder.evaluation(session.state.progress.step, part=part, mode=mode, rows=rows)
 
 
 @contextmanager
@@ -141,7 +178,7 @@ def errors_recorded(session: Session) -> Generator[None]:
     try:
         yield
     except CoveyError as error:
-        session.recorder.event(session.progress.step, "error", str(error))
+        session.recorder.event(session.state.progress.step, "error", str(error))
         raise
 
 

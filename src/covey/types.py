@@ -36,6 +36,10 @@ class Prompt:
     """The verifier's private payload. It is never shown to the model."""
     task: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The data row's other columns, for rewards that ask for them by name. They are never shown to the model."""
+    is_conversation: bool = False
+    """Whether the prompt was given as messages, and not as a text."""
 
     @property
     def text(self) -> str:
@@ -88,6 +92,8 @@ class Group:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]  # [G]
+    baseline: Rollout | None = None
+    """The greedy completion; None iff the algorithm asks for none."""
 
     @property
     def scored_rewards(self) -> list[float]:

@@ -1,64 +1,19 @@
-"""What every engine must do. A new engine is one row of ENGINES."""
+"""What every engine must do. A new engine is one row of `tests.engines.ENGINES`."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.builders import shake
+from tests.engines import MakeEngine, every_engine, every_sampler, fill_embedding, flat
 from tests.generation import GROUP_SIZE, PROMPTS, SAMPLING, STOP_IDS, generate, keys_of, tokens_of, trainer_gap
 
-from covey.engines.base import Engine
-from covey.engines.scripted import ScriptedEngine
-from covey.engines.transformers import TransformersEngine
 from covey.models.policy import Policy
-from covey.types import Completion, CoveyError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    make: Callable[[Policy], Engine]
-    samples: bool
-    """Whether its tokens come from the policy's weights."""
-
-
-def scripted(policy: Policy) -> ScriptedEngine:
-    """Answer with tokens that depend on prompt and sample, some ending by themselves and some not."""
-    ends = sorted(policy.stop_ids)
-    inner = next(token for token in range(256) if token not in policy.stop_ids)
-
-    def script(prompt: list[int], sample: int) -> list[int]:
-        return [inner] * (1 + 5 * sample) + [ends[(len(prompt) + sample) % len(ends)]]
-
-    return ScriptedEngine(script, stop_ids=policy.stop_ids)
-
-
-ENGINES = {
-    "transformers": Row(make=TransformersEngine, samples=True),
-    "scripted": Row(make=scripted, samples=False),
-}
-every_engine = pytest.mark.parametrize("make_engine", [pytest.param(row.make, id=name) for name, row in ENGINES.items()])
-every_sampler = pytest.mark.parametrize(
-    "make_engine", [pytest.param(row.make, id=name) for name, row in ENGINES.items() if row.samples]
-)
-MakeEngine = Callable[[Policy], Engine]
-
-
-def flat(groups: Sequence[Sequence[Completion]]) -> list[Completion]:
-    return [completion for group in groups for completion in group]
-
-
-def fill_embedding(policy: Policy, value: float) -> None:
-    embedding: Any = policy.model.get_input_embeddings()
-    with torch.no_grad():
-        embedding.weight.fill_(value)
-
+from covey.types import CoveyError
 
 # --- every engine -----------------------------------------------------------------------------------------------------
 
@@ -165,13 +120,13 @@ def test_closing_leaves_the_policy_usable(make_engine: MakeEngine, shared_policy
 def test_logprobs_are_those_of_the_trainer(make_engine: MakeEngine, shared_policy: Policy, temperature: float):
     sampling = dataclasses.replace(SAMPLING, temperature=temperature)
     completions = generate(make_engine(shared_policy), PROMPTS, sampling=sampling)
-    assert trainer_gap(shared_policy, PROMPTS, completions, temperature) < 1e-4
+    assert trainer_gap(shared_policy, PROMPTS, completions, sampling=sampling) < 1e-4
 
 
 @every_sampler
 def test_logprobs_of_greedy_completions_are_those_at_temperature_1(make_engine: MakeEngine, shared_policy: Policy):
     completions = generate(make_engine(shared_policy), PROMPTS, sampling=dataclasses.replace(SAMPLING, temperature=0.0))
-    assert trainer_gap(shared_policy, PROMPTS, completions, 1.0) < 1e-4
+    assert trainer_gap(shared_policy, PROMPTS, completions) < 1e-4
 
 
 @every_sampler
@@ -192,7 +147,7 @@ def test_a_large_change_of_weights_is_served_after_a_load(make_engine: MakeEngin
     engine.load_weights(policy, 1)
     after = generate(engine, PROMPTS)
     assert tokens_of(after) != tokens_of(before)
-    assert trainer_gap(policy, PROMPTS, after, 1.0) < 1e-4
+    assert trainer_gap(policy, PROMPTS, after) < 1e-4
 
 
 @every_sampler

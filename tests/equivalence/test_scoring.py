@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.processors import SHAPES
 from tests.tiny_batches import (
     COMPLETION_LENGTHS,
     CUTS,
@@ -31,20 +32,29 @@ from covey.batch import make_tokens
 from covey.models.policy import Policy, load_policy
 from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, plan_packs, score_completions
 from covey.models.tiny import write_tiny_model
+from covey.sampling import Sampling
 from covey.tensors import Tokens
 from covey.types import Group
 
 OBJECTIVE = Objective(spec=ALGORITHMS["grpo"], clip=Clip())
+PLAIN = Sampling(temperature=TEMPERATURE)
 ALL_SCORED = [[0.0] * 5] * 3
 
+every_distribution = pytest.mark.parametrize("sampling", [PLAIN, SHAPES["all"]], ids=["plain", "all"])
 # How many tokens of a group share one copy of the prompt: none, some (the group is cut), all.
 every_sharing = pytest.mark.parametrize("max_shared_tokens", [0, 64, 4096])
 
 
 def score(
-    model: PreTrainedModel, tokens: Tokens, packs: list[Pack], *, dtype: torch.dtype = torch.float32, chunk_tokens: int = 512
+    model: PreTrainedModel,
+    tokens: Tokens,
+    packs: list[Pack],
+    *,
+    sampling: Sampling = PLAIN,
+    dtype: torch.dtype = torch.float32,
+    chunk_tokens: int = 512,
 ) -> CompletionScores:
-    return score_completions(model, tokens, packs, temperature=TEMPERATURE, compute_dtype=dtype, chunk_tokens=chunk_tokens)
+    return score_completions(model, tokens, packs, sampling=sampling, compute_dtype=dtype, chunk_tokens=chunk_tokens)
 
 
 def packs_of(tokens: Tokens, max_shared_tokens: int) -> list[Pack]:
@@ -220,19 +230,24 @@ def large_vocabulary(tmp_path: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+@every_distribution
 @every_sharing
 def test_no_tensor_holds_the_vocabulary_for_more_than_a_chunk_of_positions(
-    large_vocabulary: PreTrainedModel, max_shared_tokens: int
+    large_vocabulary: PreTrainedModel, max_shared_tokens: int, sampling: Sampling
 ):
     tokens = make_tokens(ragged_groups(ALL_SCORED))
     with LargestTensor() as largest:
-        scores = score(large_vocabulary, tokens, packs_of(tokens, max_shared_tokens), chunk_tokens=CHUNK_TOKENS)
+        packs = packs_of(tokens, max_shared_tokens)
+        scores = score(large_vocabulary, tokens, packs, sampling=sampling, chunk_tokens=CHUNK_TOKENS)
         scores.logprobs.sum().backward()
     assert int(tokens.completion_mask.sum()) > 8 * CHUNK_TOKENS  # Else the bound would prove nothing.
     assert largest.numel <= VOCAB_SIZE * max(CHUNK_TOKENS, HIDDEN_SIZE)  # The second is the embedding's gradient.
 
 
-def test_nothing_with_a_vocabulary_dimension_is_kept_for_the_backward_pass(large_vocabulary: PreTrainedModel):
+@every_distribution
+def test_nothing_with_a_vocabulary_dimension_is_kept_for_the_backward_pass(
+    large_vocabulary: PreTrainedModel, sampling: Sampling
+):
     tokens = make_tokens(ragged_groups(ALL_SCORED))
     kept: list[torch.Size] = []
 
@@ -241,6 +256,6 @@ def test_nothing_with_a_vocabulary_dimension_is_kept_for_the_backward_pass(large
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-        score(large_vocabulary, tokens, packs_of(tokens, 4096), chunk_tokens=CHUNK_TOKENS)
+        score(large_vocabulary, tokens, packs_of(tokens, 4096), sampling=sampling, chunk_tokens=CHUNK_TOKENS)
     assert kept
     assert [shape for shape in kept if shape[-1:] == (VOCAB_SIZE,)] == []

@@ -131,6 +131,50 @@ def test_a_gold_verifier_that_fails_does_not_stop_training(directory: Path) -> N
     assert weights_of(run.path) == weights_of(honest.path)
 
 
+# A reward that scores a draw in one call, as TRL's do
+
+
+def digit_shares(completions: list[str]) -> list[float]:
+    return [digit_share(completion) for completion in completions]
+
+
+def test_a_batched_reward_trains_like_the_same_reward_one_by_one(directory: Path) -> None:
+    runs = [
+        train_digits(directory, f"batch {reward.__name__}", reward=reward, **LENIENT) for reward in (digit_shares, digit_share)
+    ]
+    assert len({weights_of(run.path) for run in runs}) == 1
+
+
+def test_none_for_some_completions_of_a_batch_leaves_those_unscored(directory: Path) -> None:
+    def reward(completions: list[str]) -> list[float | None]:
+        return [None if is_odd_one(completion) else digit_share(completion) for completion in completions]
+
+    run = train_digits(directory, "batch none", reward=reward, **LENIENT)
+    alone = train_digits(directory, "alone none", reward=failing_on_some(lambda: None), **LENIENT)
+    assert {row["reward"] for row in rows_of(run) if is_odd_one(row["completion"])} == {None}
+    assert weights_of(run.path) == weights_of(alone.path)
+
+
+def test_a_batch_of_the_wrong_length_stops_the_run_with_the_reason(directory: Path) -> None:
+    with pytest.raises(CoveyError, match=r"returned 0 values for \d+ completions; return one for each"):
+        train_digits(directory, "batch short", reward=lambda completions: [])
+
+
+# Several rewards
+
+
+def test_a_failing_part_is_no_zero_and_the_other_parts_are_recorded(directory: Path) -> None:
+    def form(completion: str) -> float | None:
+        return None if is_odd_one(completion) else 1.0
+
+    run = train_digits(directory, "parts", reward=[digit_share, form], **LENIENT)
+    failed = [row for row in rows_of(run) if is_odd_one(row["completion"])]
+    assert failed
+    assert {row["reward"] for row in failed} == {None}
+    assert [json.loads(row["parts"]) for row in failed] == [{"digit_share": digit_share(row["completion"])} for row in failed]
+    assert all("part 'form' could not be scored" in row["error"] for row in failed)
+
+
 # Many failures
 
 

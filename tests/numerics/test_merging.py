@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covey.algos.aggregate import StepTotals
-from covey.algos.objective import Objective, policy_loss
+from covey.algos.mismatch import mismatch_metrics
+from covey.algos.objective import Coefficients, LossInputs, Objective, kl_metrics, policy_loss
 from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
 from covey.metrics import Max, Mean, Metric, Sum, mean_of, merge_metrics, metric_values
 
 pieces_of_numbers = st.lists(st.lists(st.integers(-1000, 1000), min_size=1), min_size=1)
@@ -50,22 +49,26 @@ def test_the_metrics_of_micro_batches_merge_to_those_of_the_whole_batch(cuts: li
     def random() -> torch.Tensor:
         return torch.randn(6, 8, generator=generator, dtype=torch.float64)
 
-    logprobs, old, ref, advantages = random(), random(), random(), random()
+    logprobs, old, ref, advantages, entropy = random(), random(), random(), random(), random().abs()
     mask = torch.arange(8)[None] < torch.tensor([8, 1, 3, 0, 5, 2])[:, None]
-    totals = StepTotals(num_sequences=5, num_tokens=19, max_length=8)
 
     def metrics_of(rows: torch.Tensor) -> dict[str, Metric]:
-        return policy_loss(
-            Objective(spec=ALGORITHMS["grpo"], clip=Clip(), beta=0.1),
+        inputs = LossInputs(
             logprobs=logprobs[rows],
             old_logprobs=old[rows],
             ref_logprobs=ref[rows],
+            entropy=entropy[rows],
             advantages=advantages[rows],
             mask=mask[rows],
-            totals=totals,
-        ).metrics
+            weights=torch.full((len(rows),), 0.1, dtype=torch.float64),
+            num_tokens=19,
+        )
+        output = policy_loss(Objective.of_row(ALGORITHMS["grpo"]), inputs, Coefficients(beta=0.1, entropy=0.2))
+        distance = kl_metrics(logprobs[rows], ref[rows], mask[rows])
+        return output.metrics | distance | mismatch_metrics(logprobs[rows], old[rows], mask[rows])
 
     whole = metric_values(metrics_of(torch.arange(6)))
     merged = metric_values(merge_metrics([metrics_of(rows) for rows in torch.arange(6).split(cuts)]))
     assert merged == pytest.approx(whole, abs=1e-12)
-    assert set(whole) >= {"loss/value", "ratio/mean", "ratio/max", "clip/low_frac", "clip/high_frac", "kl/ref"}
+    assert set(whole) >= {"loss/value", "ratio/mean", "ratio/max", "clip/low_frac", "clip/high_frac", "entropy/mean"}
+    assert set(whole) >= {"kl/ref", "kl/token_median", "kl/sequence", "kl/sequence_max", "mismatch/ess_frac"}

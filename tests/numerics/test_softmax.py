@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from covey.models.scoring import chunked_logprobs
+from covey.sampling import Sampling
 
 LOGITS = [[1.0, 2.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0], [-5.0, 4.0, 0.5, 0.5]]
 TARGETS = torch.tensor([2, 1, 0])
@@ -25,7 +26,7 @@ def scored(
     logits: Tensor, targets: Tensor = TARGETS, *, temperature: float = 1.0, chunk_tokens: int = 512
 ) -> tuple[Tensor, Tensor]:
     head = as_head(logits.shape[1], logits.dtype)
-    return chunked_logprobs(logits, head, targets, temperature=temperature, chunk_tokens=chunk_tokens)
+    return chunked_logprobs(logits, head, targets, sampling=Sampling(temperature=temperature), chunk_tokens=chunk_tokens)
 
 
 def slow_softmax(logits: list[float], temperature: float) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from jaxtyping import TypeCheckError
-from tests.tiny_batches import stats_of
+from tests.numerics.arrays import stats_of_rewards
 
 from covey import batch, learner
 from covey.algos.advantages import group_mean
@@ -32,12 +32,12 @@ def test_a_dataclass_refuses_a_shape_that_does_not_fit_its_other_fields():
 
 
 def test_group_statistics_refuse_float32():
-    stats = stats_of([[1.0, 0.0]])
+    stats = stats_of_rewards([[1.0, 0.0]])
     with pytest.raises(TypeCheckError, match="rewards"):
         GroupStats(rewards=stats.rewards.float(), scored=stats.scored, lengths=stats.lengths, parts=stats.parts)
 
 
-@pytest.mark.parametrize("function", [group_mean, batch.make_tokens, learner.rows_with_gradient, learner.Learner.score])
+@pytest.mark.parametrize("function", [group_mean, batch.make_tokens, learner.Learner.rows_with_gradient, learner.Learner.score])
 def test_annotations_are_checked_in_every_module_that_handles_tensors(function: Callable[..., object]):
     assert hasattr(function, "__wrapped__")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.digits import HELD_OUT, SMALL, digit_share, weights_of
+from tests.digits import HELD_OUT, SMALL, digit_share, starts_with_digit, weights_of
 from tests.short_runs import QUESTIONS, options, train
 
 import covey
@@ -33,6 +33,59 @@ def test_ids_are_stable_and_differ_by_question_and_answer() -> None:
 @pytest.mark.parametrize("given", ["mine", 17, 0])
 def test_a_given_id_is_kept(given: Any) -> None:
     assert make_prompt({"prompt": "a", "id": given}, 0).prompt_id == str(given)
+
+
+def test_the_ids_are_those_of_earlier_versions() -> None:
+    """A resumed run finds its prompts by them."""
+    assert make_prompt("a", 0).prompt_id == "b39abaec62743c12"
+    assert make_prompt({"prompt": "a", "answer": 1}, 0).prompt_id == "80a1550dd6c521ed"
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert make_prompt({"messages": turns}, 0).prompt_id == "74674c2f30d8dad2"
+
+
+def test_other_keys_of_a_row_become_columns() -> None:
+    prompt = make_prompt({"prompt": "a", "answer": 1, "id": "x", "solution": "s", "level": 3, "question": "a?"}, 0)
+    assert dict(prompt.columns) == {"solution": "s", "level": 3, "question": "a?"}
+    assert (prompt.prompt_id, prompt.answer, prompt.text) == ("x", 1, "a")
+
+
+def test_a_prompt_may_be_a_text_or_messages() -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert make_prompt({"prompt": turns}, 0) == make_prompt({"messages": turns}, 0)
+    assert [make_prompt(given, 0).is_conversation for given in ("a", {"prompt": "a"}, {"prompt": turns})] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"promt": "a"}, r"prompts\[0\] has the keys \['promt'\]; rename 'promt' to 'prompt'"),
+        ({"question": "a", "answer": 1}, r"rename 'question' to 'prompt': give a text, or a mapping with 'prompt'"),
+        ({"problem": "a", "solution": "b"}, r"rename 'problem' to 'prompt'"),
+        ({"prompt": "a", "anwser": 1}, r"rename 'anwser' to 'answer'"),
+        ({"Prompt": "a", "Answer": 1}, r"rename 'Prompt' to 'prompt', 'Answer' to 'answer'"),
+        ({"prompt": "a", "ID": 1}, r"rename 'ID' to 'id'"),
+        ({"mesages": []}, r"rename 'mesages' to 'messages'"),
+        ({"solution": "a"}, r"has the keys \['solution'\]; give a text, or a mapping with 'prompt' or 'messages'"),
+        ({"prompt": None}, r"has None where a text is wanted"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            r"where a text is wanted; Covey trains on texts alone",
+        ),
+        ({"prompt": []}, r"has no messages"),
+    ],
+)
+def test_a_row_without_a_question_or_with_a_slip_is_refused_with_the_remedy(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(CoveyError, match=message):
+        make_prompt(row, 0)
+
+
+@pytest.mark.parametrize("column", ["answers", "message", "prompt_id", "idx", "source", "prompts", "answer_type", "solution"])
+def test_a_column_with_a_similar_name_is_one(column: str) -> None:
+    assert dict(make_prompt({"prompt": "a", column: 1}, 0).columns) == {column: 1}
 
 
 # Held-out questions
@@ -82,6 +135,29 @@ def test_a_held_out_question_that_is_trained_on_is_refused() -> None:
         train(prompts=QUESTIONS, held_out=[{"prompt": QUESTIONS[3], "answer": 7}], reward=digit_share)
 
 
+# Rewards
+
+
+def digit_shares(prompts: list[str], completions: list[str], own_words: list[str], **kwargs: Any) -> list[float]:
+    """The reward of `digit_share`, written for TRL; it fails if a column comes with another prompt's completion."""
+    assert prompts == own_words
+    return [digit_share(completion) for completion in completions]
+
+
+def test_a_run_with_a_reward_for_trl_is_the_run_with_the_reward_for_covey() -> None:
+    rows = [{"prompt": question, "own_words": question} for question in QUESTIONS]
+    theirs = train(prompts=rows, reward=digit_shares, num_steps=2)
+    ours = train(prompts=QUESTIONS, reward=digit_share, num_steps=2)
+    assert [row["reward/error_frac"] for row in theirs.metrics] == [0.0, 0.0]
+    assert weights_of(theirs.path) == weights_of(ours.path)
+
+
+def test_a_run_with_a_list_of_rewards_logs_each_of_them() -> None:
+    [metrics] = train(prompts=QUESTIONS, reward=[digit_share, starts_with_digit], num_steps=1).metrics
+    parts = [metrics["reward/part/digit_share"], metrics["reward/part/starts_with_digit"]]
+    assert metrics["reward/mean"] == pytest.approx(sum(parts))
+
+
 # Options
 
 
@@ -123,6 +199,10 @@ async def later(completion: str) -> float:
     return 0.0
 
 
+async def later_for_trl(completions: list[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no reward": ({"prompts": QUESTIONS}, r"prompts were given without a reward; give reward=function"),
     "no prompts": ({"reward": digit_share}, r"reward and gold functions go with prompts"),
@@ -142,6 +222,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompts": QUESTIONS, "reward": takes_text},
         r"reward 'takes_text' has a parameter 'text'.*completion, answer",
     ),
+    "column of some": (
+        {"prompts": [{"prompt": "a", "id": "x", "text": "b"}, {"prompt": "b", "id": "y"}], "reward": takes_text},
+        r"'takes_text' has a parameter 'text', but prompt 'y' has no column of that name",
+    ),
+    "TRL coroutine": ({"prompts": QUESTIONS, "reward": later_for_trl}, r"'later_for_trl' is a coroutine function"),
     "coroutine": ({"prompts": QUESTIONS, "reward": later}, r"'later' is a coroutine function"),
     "gold parameter": ({"prompts": QUESTIONS, "reward": digit_share, "gold": takes_text}, r"'takes_text' has a parameter"),
     "not a function": ({"prompts": QUESTIONS, "reward": "digit_share"}, r"reward"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from covey.algos.registry import ALGORITHMS
-from covey.config import ConfigError, Recipe, apply_override, load_recipe, make_recipe
+from covey.config import ConfigError, Recipe, load_recipe, make_recipe, parse_override
 from covey.monitor.sinks import SINKS
 from covey.types import CoveyError
 
@@ -29,7 +29,7 @@ def message_of(*overrides: str) -> str:
         ("train.num_stpes=3", "train.num_stpes", "did you mean 'num_steps'?"),
         ("trian.num_steps=3", "trian", "did you mean 'train'?"),
         ("sampling.temprature=1", "sampling.temprature", "did you mean 'temperature'?"),
-        ("reward.qqqq=1", "reward.qqqq", "known here: name, gold, max_error_frac"),
+        ("reward.qqqq=1", "reward.qqqq", "known here: name, parts, combine, tie_break, gold, max_error_frac"),
         (
             "qqqq.num_steps=3",
             "qqqq",
@@ -72,6 +72,7 @@ def test_true_is_no_number(key: str):
     [
         ("train.num_steps=0", "train.num_steps=0", "greater than or equal to 1"),
         ("train.group_size=1", "train.group_size=1", "at least 2 completions a prompt"),
+        ("train.group_size=0", "train.group_size=0", "greater than or equal to 1"),
         ("train.learning_rate=0", "train.learning_rate=0", "greater than 0"),
         ("train.learning_rate=-1e-5", "train.learning_rate=-1e-05", "greater than 0"),
         ("train.learning_rate=nan", "train.learning_rate=nan", "finite"),
@@ -80,7 +81,7 @@ def test_true_is_no_number(key: str):
         ("train.weight_decay=-0.1", "train.weight_decay=-0.1", "greater than or equal to 0"),
         ("train.max_grad_norm=0", "train.max_grad_norm=0", "greater than 0"),
         ("algorithm.beta=-0.1", "algorithm.beta=-0.1", "greater than or equal to 0"),
-        ("algorithm.epsilon_low=1", "algorithm.epsilon_low=1", "less than 1"),
+        ("algorithm.epsilon_low=1.1", "algorithm.epsilon_low=1.1", "less than or equal to 1"),
         ("algorithm.epsilon_high=0", "algorithm.epsilon_high=0", "greater than 0"),
         ("sampling.temperature=0", "sampling.temperature=0", "greater than 0"),
         ("sampling.max_new_tokens=0", "sampling.max_new_tokens=0", "greater than or equal to 1"),
@@ -158,10 +159,9 @@ def test_an_override_of_the_wrong_form_is_refused_with_the_right_one(override: s
     ],
 )
 def test_the_value_of_an_override_is_read_as_toml_or_else_as_text(text: str, value: object):
-    values: dict[str, Any] = {}
-    apply_override(values, f"section.key={text}")
-    assert values == {"section": {"key": value}}
-    assert type(values["section"]["key"]) is type(value)
+    section, key, found = parse_override(f"section.key={text}")
+    assert (section, key, found) == ("section", "key", value)
+    assert type(found) is type(value)
 
 
 def test_spaces_around_the_equals_sign_do_not_matter():
@@ -256,9 +256,11 @@ def test_a_recipe_written_as_toml_reads_back_equal(name: str, sinks: list[str], 
 
 
 def test_the_toml_of_a_recipe_names_every_option():
+    """Those that the recipe's algorithm does not have are not among them."""
     written = tomllib.loads(Recipe().to_toml())
     assert {section: set(options) for section, options in written.items()} == {
-        section: set(options) for section, options in Recipe().model_dump().items()
+        section: {option for option, value in options.items() if value is not None}
+        for section, options in Recipe().model_dump().items()
     }
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from tests.processors import SHAPES, processed
 from torch import Tensor
 
 from covey.engines.transformers import draw_tokens
+from covey.models.distribution import shape_logits
 from covey.sampling import Sampling, stream_key, uniform
 
 ALMOST_1 = 1 - 2.0**-53
@@ -76,6 +78,42 @@ def test_a_token_without_probability_is_never_drawn():
     impossible = float("-inf")
     logits = torch.tensor([impossible, 0.0, impossible, 0.0, impossible])
     assert draw(logits, 0.0, 0.4999, 0.5, ALMOST_1) == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("sampling", SHAPES.values(), ids=SHAPES.keys())
+def test_the_largest_and_the_smallest_number_stay_inside_a_shaped_distribution(sampling: Sampling):
+    """Cumulative sums are off 1 by rounding, to either side: no draw may fall behind the last token that is kept."""
+    logits = 3 * torch.randn(500, 60, generator=torch.Generator().manual_seed(0))
+    seen = logits > 1
+    shaped = shape_logits(logits, sampling, seen=seen)
+    for number in (0.0, ALMOST_1):
+        tokens, logprobs = draw_tokens(logits, torch.full((500,), number, dtype=torch.float64), sampling, seen=seen)
+        assert bool(shaped.gather(1, tokens[:, None]).isfinite().all())
+        assert bool(logprobs.isfinite().all())
+
+
+@pytest.mark.parametrize("sampling", SHAPES.values(), ids=SHAPES.keys())
+def test_draws_have_the_frequencies_of_the_shaped_distribution(sampling: Sampling):
+    num_draws = 5000
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
+    seen = logits > 0
+    numbers = torch.tensor([uniform(stream_key(0, "shaped", row), 0) for row in range(num_draws)], dtype=torch.float64)
+    tokens, logprobs = draw_tokens(logits.expand(num_draws, -1), numbers, sampling, seen=seen.expand(num_draws, -1))
+    expected = processed(logits[0], seen[0].nonzero()[:, 0].tolist(), sampling).double().softmax(dim=-1)
+    counts = torch.from_numpy(np.bincount(tokens.tolist(), minlength=12))
+    is_kept = expected > 0
+    assert int(counts[~is_kept].sum()) == 0
+    assert scipy.stats.chisquare(counts[is_kept], num_draws * expected[is_kept]).pvalue > 0.01
+    torch.testing.assert_close(logprobs.double(), expected.log()[tokens], atol=1e-6, rtol=0)
+
+
+def test_greedy_is_the_arg_max_of_the_penalised_logits():
+    logits = torch.tensor([[2.0, 1.5, -1.0]])
+    seen = torch.tensor([[True, False, False]])
+    sampling = Sampling(temperature=0.0, repetition_penalty=2.0)
+    tokens, logprobs = draw_tokens(logits, torch.tensor([0.0], dtype=torch.float64), sampling, seen=seen)
+    assert tokens.tolist() == [1]
+    assert float(logprobs[0]) == pytest.approx(float(torch.tensor([1.0, 1.5, -1.0]).log_softmax(dim=0)[1]))
 
 
 def test_each_token_of_a_thin_tail_can_be_drawn():

@@ -60,7 +60,19 @@ def test_train_stays_the_function_when_its_submodule_is_imported(monkeypatch: py
 def test_the_signature_of_train_is_this():
     parameters = inspect.signature(covey.train).parameters
     assert list(parameters) == [
-        *("recipe", "model", "prompts", "held_out", "reward", "gold", "reward_range", "resume", "quiet", "overrides")
+        *(
+            "recipe",
+            "model",
+            "prompts",
+            "held_out",
+            "reward",
+            "reward_weights",
+            "gold",
+            "reward_range",
+            "resume",
+            "quiet",
+            "overrides",
+        )
     ]
     assert [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY] == [
         "recipe",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.builders import make_prompt, make_reward, make_sample
 
-from covey.rewards.base import FunctionReward, Rewarder, Sample, reward_from_function, safe_score
+from covey.rewards.base import (
+    FunctionReward,
+    Rewarder,
+    Sample,
+    refuse_missing_columns,
+    reward_from_function,
+    safe_score,
+    score_all,
+)
 from covey.rewards.numeric import asserted_number, last_number
-from covey.rewards.registry import REWARDS, find_reward
+from covey.rewards.registry import REWARDS, find_reward, find_rewards
 from covey.types import CoveyError, Score
 
 SAMPLE = make_sample("21", prompt=make_prompt(text="What is 17 + 4?", answer=21))
@@ -83,12 +92,33 @@ def test_the_reward_has_the_name_of_the_function_and_the_declared_range():
     assert (reward.name, reward.low, reward.high) == ("is_short", -1, 2)
 
 
-def test_a_parameter_with_another_name_is_refused_with_the_known_ones():
-    def reward(completions: list[str]) -> float:
-        return 0.0
+def with_columns(**columns: Any) -> Sample:
+    return replace(SAMPLE, prompt=replace(SAMPLE.prompt, columns=columns))
 
-    with pytest.raises(CoveyError, match=r"'reward' has a parameter 'completions'.*completion, answer, prompt, sample"):
-        reward_from_function(reward)
+
+def test_a_function_may_ask_for_a_column_of_the_data():
+    reward = reward_from_function(lambda completion, unit: float(unit == "km"))
+    assert [reward(with_columns(unit=unit)).value for unit in ("km", "kg")] == [1.0, 0.0]
+
+
+def test_a_parameter_with_a_default_takes_the_column_if_there_is_one():
+    reward = reward_from_function(lambda completion, bonus=0.25: bonus)
+    assert (reward(with_columns(bonus=0.5)).value, reward(SAMPLE).value) == (0.5, 0.25)
+
+
+def test_a_missing_column_is_an_error_that_names_the_prompt_and_the_known_ones():
+    score = safe_score(reward_from_function(lambda completion, unit: 1.0), with_columns(solution="21"))
+    assert score.value is None
+    assert "has a parameter 'unit', but prompt 'p' has no column of that name" in str(score.error)
+    assert "completion, answer, prompt, sample, and columns of the data: here solution" in str(score.error)
+
+
+def test_a_missing_column_is_refused_before_anything_is_sampled():
+    reward = reward_from_function(lambda completion, unit: 1.0)
+    prompts = [replace(SAMPLE.prompt, prompt_id="has it", columns={"unit": "km"}), replace(SAMPLE.prompt, prompt_id="lacks it")]
+    refuse_missing_columns(reward, prompts[:1])
+    with pytest.raises(CoveyError, match="'unit', but prompt 'lacks it' has no column"):
+        refuse_missing_columns(reward, prompts)
 
 
 def test_a_coroutine_function_is_refused():
@@ -97,6 +127,15 @@ def test_a_coroutine_function_is_refused():
 
     with pytest.raises(CoveyError, match="'reward' is a coroutine function"):
         reward_from_function(reward)
+
+
+def test_an_object_with_a_coroutine_call_is_refused():
+    class Verifier:
+        async def __call__(self, completion: str) -> float:
+            return 1.0
+
+    with pytest.raises(CoveyError, match="'Verifier' is a coroutine function"):
+        reward_from_function(Verifier())
 
 
 # --- safe_score --------------------------------------------------------------------------------------------------------
@@ -222,6 +261,93 @@ def test_a_failing_gold_verifier_leaves_the_proxy_alone():
     assert "bad completion" in str(gold.error)
 
 
+# --- score_all ---------------------------------------------------------------------------------------------------------
+
+
+class Batched:
+    """A reward that takes batches, does `act` in each, and notes how many samples came at once."""
+
+    name, low, high = "batched", 0.0, 10.0
+
+    def __init__(self, act: Callable[[Sequence[Sample]], Any]) -> None:
+        self.act, self.sizes = act, list[int]()
+
+    def __call__(self, sample: Sample) -> Score:
+        raise AssertionError("one by one, although it takes batches")
+
+    def score_batch(self, samples: Sequence[Sample]) -> Any:
+        self.sizes.append(len(samples))
+        return self.act(samples)
+
+
+SAMPLES = [make_sample(text) for text in ("1", "2", "3")]
+
+
+def test_a_batched_reward_is_called_once_and_in_order():
+    reward = Batched(lambda samples: [Score(value=float(sample.completion)) for sample in samples])
+    assert [score.value for score in score_all(reward, SAMPLES)] == [1.0, 2.0, 3.0]
+    assert reward.sizes == [3]
+
+
+def test_a_reward_without_batches_is_called_for_each():
+    reward = make_reward(lambda sample: float(sample.completion), high=2.0)
+    assert [score.value for score in score_all(reward, SAMPLES)] == [1.0, 2.0, None]
+
+
+def test_nothing_to_score_is_no_call():
+    reward = Batched(lambda samples: [])
+    assert (score_all(reward, []), reward.sizes) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda samples: 1 / 0, "ZeroDivisionError"),
+        (lambda samples: exit_quietly(), "SystemExit"),
+        (lambda samples: [Score(value=1.0)] * 2, "returned 2 scores for 3 completions"),
+        (lambda samples: [Score(value=1.0)] * 4, "returned 4 scores for 3 completions"),
+        (lambda samples: [Score(value=1.0), Score(value=1.0), None], "AttributeError"),
+        (lambda samples: None, "TypeError"),
+    ],
+    ids=["raises", "exits", "too few", "too many", "no score", "nothing"],
+)
+def test_a_batch_that_fails_leaves_all_its_samples_unscored(act: Callable[..., Any], said: str):
+    scores = score_all(Batched(act), SAMPLES)
+    assert [score.value for score in scores] == [None] * 3
+    assert all(said in str(score.error) for score in scores)
+
+
+def exit_quietly() -> None:
+    raise SystemExit(0)
+
+
+def test_a_value_out_of_range_in_a_batch_is_an_error_of_that_sample_alone():
+    scores = score_all(Batched(lambda samples: [Score(value=value) for value in (1.0, 10.5, math.nan)]), SAMPLES)
+    assert [score.value for score in scores] == [1.0, None, None]
+    assert "returned 10.5, outside its declared range [0.0, 10.0]" in str(scores[1].error)
+
+
+def test_the_time_of_a_batch_is_divided_evenly():
+    def act(samples: Sequence[Sample]) -> list[Score]:
+        threading.Event().wait(0.06)
+        return [Score(value=1.0)] * len(samples)
+
+    times = [score.elapsed_s for score in score_all(Batched(act), SAMPLES)]
+    assert len(set(times)) == 1
+    assert 0.02 <= times[0] < 0.5
+
+
+def test_the_rewarder_scores_a_batch_with_one_call_of_each():
+    proxy, gold = (
+        Batched(lambda samples: [Score(value=float(sample.completion)) for sample in samples]),
+        Batched(lambda samples: [Score(value=0.0)] * len(samples)),
+    )
+    scores = Rewarder(proxy=proxy, gold=gold).score_all(SAMPLES)
+    assert [(first.value, second and second.value) for first, second in scores] == [(1.0, 0.0), (2.0, 0.0), (3.0, 0.0)]
+    assert (proxy.sizes, gold.sizes) == ([3], [3])
+    assert [second for _, second in Rewarder(proxy=proxy, gold=None).score_all(SAMPLES)] == [None] * 3
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +372,18 @@ def test_a_function_that_cannot_be_imported_is_refused_with_the_reason(name: str
 
 def test_a_function_is_found_by_its_module():
     assert find_reward("tests.unit.test_rewards:fail", key="reward.name").name == "fail"
+
+
+def test_named_parts_are_combined_under_the_names_of_their_functions():
+    mine = "tests.unit.test_rewards:fail"
+    reward = find_rewards({"last_number": 1.0, mine: 0.5}, "sum", key="reward.parts")
+    assert (reward.part_names, reward.part_weights) == (("last_number", "fail"), (1.0, 0.5))
+    assert (reward.low, reward.high) == (0.0, 1.5)
+
+
+def test_an_unknown_part_is_refused_with_its_key():
+    with pytest.raises(CoveyError, match=r"reward\.parts='last_nmber' is not a reward"):
+        find_rewards({"last_nmber": 1.0}, "sum", key="reward.parts")
 
 
 # --- numeric verifiers -------------------------------------------------------------------------------------------------

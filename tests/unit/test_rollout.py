@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from tests.builders import END, make_prompt, make_reward
+from tests.builders import END, keeps, make_prompt, make_reward
 
 from covey.engines.scripted import ScriptedEngine
 from covey.models.policy import Policy
@@ -54,7 +54,7 @@ def spec(*, prompts_per_step: int = 4, max_draws: int = 1, drop_flat_groups: boo
         prompts_per_step=prompts_per_step,
         group_size=GROUP_SIZE,
         max_draws=max_draws,
-        drop_flat_groups=drop_flat_groups,
+        keeps=keeps(drop_flat_groups=drop_flat_groups),
         seed=5,
     )
 

@@ -125,6 +125,23 @@ def test_all_orders_of_three_are_equally_likely():
     assert scipy.stats.chisquare(counts).pvalue > 0.01
 
 
+@pytest.mark.parametrize(
+    ("sampling", "is_plain"),
+    [
+        (Sampling(temperature=0.7, max_new_tokens=3, stop=("end",)), True),
+        (Sampling(temperature=0.0), True),
+        (Sampling(top_k=1), False),
+        (Sampling(top_p=0.99), False),
+        (Sampling(min_p=0.01), False),
+        (Sampling(repetition_penalty=1.01), False),
+        (Sampling(repetition_penalty=0.99), False),
+    ],
+    ids=str,
+)
+def test_a_plain_distribution_has_neither_filter_nor_penalty(sampling: Sampling, is_plain: bool):
+    assert sampling.is_plain is is_plain
+
+
 @pytest.mark.parametrize(("temperature", "is_greedy"), [(0.0, True), (1e-6, False), (1.0, False)])
 def test_only_temperature_0_is_greedy(temperature: float, is_greedy: bool):
     assert Sampling(temperature=temperature).is_greedy is is_greedy

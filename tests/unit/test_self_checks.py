@@ -13,7 +13,6 @@ from tests.builders import make_prompt, shake
 
 from covey.algos.objective import Objective
 from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
 from covey.engines.base import Engine
 from covey.engines.transformers import TransformersEngine
 from covey.learner import Learner, LearnerSpec, ScoringSpec
@@ -28,9 +27,12 @@ PROMPTS = [make_prompt(f"q{number}", f"What is {number} + {number}?") for number
 def make_learner(policy: Policy, *, temperature: float) -> Learner:
     return Learner(
         policy.model,
-        Objective(spec=ALGORITHMS["grpo"], clip=Clip(low=0.2, high=0.2)),
+        Objective.of_row(ALGORITHMS["grpo"]),
         ScoringSpec(
-            temperature=temperature, compute_dtype=policy.compute_dtype, max_tokens_per_micro_batch=512, max_shared_tokens=256
+            sampling=Sampling(temperature=temperature),
+            compute_dtype=policy.compute_dtype,
+            max_tokens_per_micro_batch=512,
+            max_shared_tokens=256,
         ),
         LearnerSpec(
             learning_rate=1e-3, warmup_steps=0, num_steps=1, decay=False, max_grad_norm=1.0, weight_decay=0.0, max_new_tokens=8

@@ -155,15 +155,25 @@ def documented_keys() -> set[str]:
 
 def logged_keys(run: Run) -> set[str]:
     """Return all keys of metrics.jsonl, each part of the reward under its documented name."""
-    return {re.sub(r"^reward/part/.*", "reward/part/<name>", key) for row in run.metrics for key in row} - {"step"}
+    return {re.sub(r"^reward/(part|variance_frac)/.*", r"reward/\1/<name>", key) for row in run.metrics for key in row} - {
+        "step"
+    }
 
 
-def test_every_documented_metric_is_logged_and_no_other(run: Run) -> None:
-    assert logged_keys(run) == documented_keys()
+def test_every_documented_metric_is_logged_and_no_other(run: Run, directory: Path) -> None:
+    everything: dict[str, Any] = {
+        "algorithm__name": "remax",
+        "algorithm__correction": "mask_token",
+        "algorithm__entropy_target": 1.0,
+        "train__curriculum": "pass_rate",
+    }
+    assert logged_keys(run) | logged_keys(train_digits(directory, "everything", **everything)) == documented_keys()
 
 
-def test_without_a_reference_the_same_metrics_but_its_divergence_are_logged(plain: Run) -> None:
-    assert logged_keys(plain) == documented_keys() - {"kl/ref", "reward/part/<name>"}
+def test_without_a_reference_the_same_metrics_but_its_divergence_are_logged(run: Run, plain: Run) -> None:
+    of_reference = {key for key in logged_keys(run) if key.startswith("kl/")}
+    assert of_reference
+    assert logged_keys(plain) == logged_keys(run) - of_reference - {"reward/part/<name>", "reward/variance_frac/<name>"}
 
 
 def test_metrics_that_exist_are_numbers(run: Run) -> None:

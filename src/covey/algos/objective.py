@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from covey.algos.aggregate import StepTotals, aggregate
-from covey.algos.registry import PolicySpec
-from covey.algos.surrogates import Clip
-from covey.metrics import Max, Mean, Metric, Sum
-from covey.tensors import LossOutput
+from covey.algos.aggregate import Aggregation, aggregate
+from covey.algos.kl import KL_TERMS, k1, k3
+from covey.algos.registry import PolicySpec, keyword_arguments
+from covey.metrics import Max, Mean, Metric, Quantile, Sum
+from covey.tensors import GroupStats, LossOutput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,55 +23,122 @@ class Objective:
     """A row of the table together with the recipe's numbers."""
 
     spec: PolicySpec
-    clip: Clip
+    options: Mapping[str, Any]
+    """A value for each of `spec.options`."""
+    aggregation: Aggregation
+    kl: str
+    """A row of KL_TERMS."""
+    kl_cov_coefficient: float = 0.0
+
+    @classmethod
+    def of_row(cls, spec: PolicySpec, **options: Any) -> Objective:
+        """Return the row with its own defaults, and these options."""
+        return cls(spec=spec, options=spec.options | options, aggregation=spec.aggregation, kl=spec.kl)
+
+    def advantages(self, stats: GroupStats) -> Float64[Tensor, "P G"]:
+        """Return the row's advantages."""
+        return self.spec.advantage(stats, **keyword_arguments(self.spec.advantage, self.options))
+
+    def has_signal(self, stats: GroupStats) -> Bool[Tensor, "P 1"]:
+        """Return which groups can move the weights."""
+        if self.spec.signal is not None:
+            return self.spec.signal(stats)
+        return (self.advantages(stats) != 0).any(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coefficients:
+    """Weights of the terms beside the surrogate. Controllers may change them from step to step."""
+
     beta: float = 0.0
-    """Weight of the per-token KL term; 0 = no reference model is needed."""
-    min_group_std: float = 0.0
-    """Groups with a smaller deviation are not scaled up; as a share of `reward_range`."""
-    reward_range: float = 1.0
-    """The reward's declared highest value minus its lowest."""
+    """Of the KL term; 0 = no reference model is needed."""
+    entropy: float = 0.0
+    """Of the entropy bonus."""
 
 
-def policy_loss(
-    objective: Objective,
-    *,
-    logprobs: Float[Tensor, "B T"],
-    old_logprobs: Float[Tensor, "B T"] | None,
-    ref_logprobs: Float[Tensor, "B T"] | None,
-    advantages: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    totals: StepTotals,
-) -> LossOutput:
-    """Return this micro-batch's share of aggregate(surrogate + beta * KL).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossInputs:
+    """The rows of one micro-batch, and what is known of the whole optimizer step."""
 
-    `old_logprobs` None means that this is the first update of the batch, where the policy is still the one that the
-    batch is scored with: its own detached log-probs serve, and the ratio is exactly 1.
-    """
-    old = logprobs.detach() if old_logprobs is None else old_logprobs
-    log_ratio = objective.spec.log_ratio(logprobs, old)
-    token_loss = objective.spec.surrogate(logprobs, log_ratio, advantages, objective.clip)
-    metrics = ratio_metrics(log_ratio.detach(), advantages, mask, objective.clip)
-    if ref_logprobs is not None:
-        kl = objective.spec.kl(logprobs, ref_logprobs)
-        token_loss = token_loss + objective.beta * kl
-        metrics["kl/ref"] = masked_mean(kl.detach(), mask)
-    loss = aggregate(token_loss, mask, objective.spec.aggregation, totals)
+    logprobs: Float[Tensor, "B T"]
+    """With gradient."""
+    old_logprobs: Float[Tensor, "B T"] | None
+    """None = this is the batch's only update: the policy is still the one that the batch came from, its own detached
+    log-probs serve, and the ratio is exactly 1."""
+    ref_logprobs: Float[Tensor, "B T"] | None
+    entropy: Float[Tensor, "B T"]
+    """With gradient iff there is an entropy bonus."""
+    advantages: Float[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    weights: Float[Tensor, "B"]
+    """Of each completion's tokens in the step's loss: `covey.algos.aggregate.sequence_weights`."""
+    num_tokens: int
+    """Under the mask of the whole step."""
+    token_weights: Float[Tensor, "B T"] | None = None
+    """Of each token in the surrogate: importance weights and filters; None = 1."""
+    held_back: Bool[Tensor, "B T"] | None = None
+    """Tokens that pay |log w| (KL-Cov)."""
+
+
+def policy_loss(objective: Objective, inputs: LossInputs, coefficients: Coefficients) -> LossOutput:
+    """Return this micro-batch's share of aggregate(surrogate + beta KL) - entropy coefficient * token mean of entropy."""
+    spec, options, mask = objective.spec, objective.options, inputs.mask
+    logprobs = inputs.logprobs
+    old = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs
+    log_ratio = spec.log_ratio(logprobs, old, mask)
+    surrogate = keyword_arguments(spec.surrogate, options)
+    token_loss = spec.surrogate(logprobs, log_ratio, inputs.advantages, mask, **surrogate)
+    if inputs.token_weights is not None:
+        token_loss = token_loss * inputs.token_weights
+    if inputs.held_back is not None:
+        token_loss = token_loss + objective.kl_cov_coefficient * torch.where(inputs.held_back, log_ratio.abs(), 0.0)
+    in_loss = KL_TERMS[objective.kl].in_loss
+    if inputs.ref_logprobs is not None and coefficients.beta and in_loss is not None:
+        token_loss = token_loss + coefficients.beta * in_loss(logprobs, inputs.ref_logprobs, old)
+    loss = aggregate(token_loss, mask, inputs.weights)
+    if coefficients.entropy:
+        # A token mean whatever the row's aggregation is, so that the coefficient means the same in every row.
+        bonus = torch.where(mask, inputs.entropy, 0.0).sum() / inputs.num_tokens
+        loss = loss - coefficients.entropy * bonus
+    metrics = ratio_metrics(log_ratio.detach(), inputs.advantages, mask, spec.clip_range(options))
     metrics["loss/value"] = Sum(float(loss.detach()))
+    metrics["entropy/mean"] = masked_mean(inputs.entropy.detach(), mask)
     return LossOutput(loss=loss, metrics=metrics)
 
 
 def ratio_metrics(
-    log_ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], clip: Clip
+    log_ratio: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip_range: tuple[float, float],
 ) -> dict[str, Metric]:
-    """Return how far the policy has moved from the data, and how often the clip took the gradient away."""
+    """Return how far the policy has moved from the data, and how often the ratio was outside the row's clip range."""
     ratio = log_ratio.exp()
     largest = float(ratio[mask].max()) if bool(mask.any()) else -torch.inf
+    low, high = clip_range
     return {
         "ratio/mean": masked_mean(ratio, mask),
         "ratio/max": Max(largest),
-        "clip/low_frac": masked_mean((ratio < 1 - clip.low) & (advantages < 0), mask),
-        "clip/high_frac": masked_mean((ratio > 1 + clip.high) & (advantages > 0), mask),
+        "clip/low_frac": masked_mean((ratio < low) & (advantages < 0), mask),
+        "clip/high_frac": masked_mean((ratio > high) & (advantages > 0), mask),
         "advantage/abs_mean": masked_mean(advantages.abs(), mask),
+    }
+
+
+def kl_metrics(
+    logprobs: Float[Tensor, "B T"], ref_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> dict[str, Metric]:
+    """Return the distance from the reference: of a token (k3, never negative) and of a whole completion (sum of k1)."""
+    tokens = k3(logprobs, ref_logprobs)[mask].double()
+    sequences = torch.where(mask, k1(logprobs, ref_logprobs).double(), 0.0).sum(dim=1)[mask.any(dim=1)]
+    values = tuple(tokens.tolist())
+    return {
+        "kl/ref": Mean(float(tokens.sum()), tokens.numel()),
+        "kl/token_median": Quantile(values, 0.5),
+        "kl/token_p99": Quantile(values, 0.99),
+        "kl/token_max": Max(max(values, default=-math.inf)),
+        "kl/sequence": Mean(float(sequences.sum()), sequences.numel()),
+        "kl/sequence_max": Max(float(sequences.max()) if sequences.numel() else -math.inf),
     }
 
 

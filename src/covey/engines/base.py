@@ -19,8 +19,12 @@ class Engine(Protocol):
         """Return `group_size` completions for each prompt, in order.
 
         `keys` holds one stream key of `covey.sampling` for each completion of each prompt: token t of a completion is
-        drawn with number t of its stream, by inverse CDF over the vocabulary in token order. Equal keys, prompt and
-        weights give equal tokens as long as the batch is laid out equally.
+        drawn with number t of its stream, by inverse CDF over the vocabulary in token order, from the distribution of
+        `covey.models.distribution`, and reported with its log-prob there. Equal keys, prompt and weights give equal
+        tokens as long as the batch is laid out equally.
+
+        A completion ends with an end token, with the token that completes a stop string, or at `max_new_tokens`. It
+        holds every token that was drawn, whole.
         """
         ...
 

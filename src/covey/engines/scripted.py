@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from covey.engines.stopping import Decode, completes_stop
 from covey.models.policy import Policy, weights_digest
 from covey.sampling import Sampling
-from covey.types import Completion
+from covey.types import Completion, CoveyError
 
 Script = Callable[[list[int], int], list[int]]
 """(prompt ids, sample index) -> completion ids, its end token included if it has one"""
@@ -15,9 +16,11 @@ Script = Callable[[list[int], int], list[int]]
 class ScriptedEngine:
     """Answers from a script. Log-probs are 0, as if each token had been certain. See `covey.engines.base.Engine`."""
 
-    def __init__(self, script: Script, *, stop_ids: frozenset[int]):
+    def __init__(self, script: Script, *, stop_ids: frozenset[int], decode: Decode | None = None):
+        """`decode`: how stop strings are found; None = the script is never asked to end at one."""
         self._script = script
         self._stop_ids = stop_ids
+        self._decode = decode
         self._version = 0
         self._digest = ""
 
@@ -41,9 +44,20 @@ class ScriptedEngine:
 
     def _answer(self, prompt: list[int], sample: int, sampling: Sampling) -> Completion:
         token_ids = self._script(prompt, sample)[: sampling.max_new_tokens]
+        num_until_stop = self._num_until_stop(token_ids, sampling.stop)
+        token_ids = token_ids[:num_until_stop]
         return Completion(
             token_ids=token_ids,
             logprobs=[0.0] * len(token_ids),
-            finish_reason="stop" if token_ids[-1] in self._stop_ids else "length",
+            finish_reason="stop" if num_until_stop or token_ids[-1] in self._stop_ids else "length",
             policy_version=self._version,
         )
+
+    def _num_until_stop(self, token_ids: list[int], stop: tuple[str, ...]) -> int | None:
+        """Return after how many tokens a stop string is complete, None if none is."""
+        if not stop:
+            return None
+        if self._decode is None:
+            raise CoveyError("a scripted engine finds stop strings only if it can decode: give it `decode`, or no stop strings")
+        counts = range(1, len(token_ids) + 1)
+        return next((count for count in counts if completes_stop(token_ids[:count], stop, self._decode)), None)

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from covey.engines.stopping import completes_stop
+from covey.models.distribution import shape_logits
 from covey.models.policy import Policy, weights_digest
 from covey.sampling import Sampling, uniform
 from covey.types import Completion, CoveyError
@@ -32,6 +34,7 @@ class TransformersEngine:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         self._stop_ids = torch.tensor(sorted(policy.stop_ids), dtype=torch.long)
+        self._decode = policy.decode
         self._dtype = policy.compute_dtype
         self._model: PreTrainedModel = copy.deepcopy(policy.model).requires_grad_(False)
         # Parameters only: buffers such as rotary frequencies stay float32, as they are where completions are scored.
@@ -83,13 +86,14 @@ class TransformersEngine:
         keys: Sequence[Sequence[int]],
         progress: Callable[[int], None],
     ) -> list[list[Completion]]:
-        decoding = _Decoding(self._model, prompts, group_size, self._stop_ids)
+        decoding = _Decoding(self._model, prompts, group_size, notes_seen=sampling.repetition_penalty != 1.0)
         row_keys = [key for group in keys for key in group]
         token_ids: list[list[int]] = [[] for _ in row_keys]
         logprobs: list[list[float]] = [[] for _ in row_keys]
+        stopped: set[int] = set()
         for position in range(sampling.max_new_tokens):
             numbers = torch.tensor([uniform(row_keys[row], position) for row in decoding.rows], dtype=torch.float64)
-            tokens, token_logprobs = draw_tokens(decoding.logits, numbers, sampling)
+            tokens, token_logprobs = draw_tokens(decoding.logits, numbers, sampling, seen=decoding.seen)
             if not bool(token_logprobs.isfinite().all()):
                 raise CoveyError(
                     "the policy's logits are not finite: the weights have diverged. Lower train.learning_rate, or resume "
@@ -99,19 +103,22 @@ class TransformersEngine:
                 token_ids[row].append(token)
                 logprobs[row].append(logprob)
             progress(position + 1)
+            finished = torch.isin(tokens, self._stop_ids)
+            if sampling.stop:
+                finished |= torch.tensor([completes_stop(token_ids[row], sampling.stop, self._decode) for row in decoding.rows])
+            stopped.update(itertools.compress(decoding.rows, finished.tolist()))
             is_last = position + 1 == sampling.max_new_tokens
-            if decoding.drop_finished(tokens) == 0 or is_last:
+            if decoding.take(tokens, finished) == 0 or is_last:
                 break
             decoding.advance()
-        stop_ids = set(self._stop_ids.tolist())
         flat = [
             Completion(
                 token_ids=ids,
                 logprobs=logps,
-                finish_reason="stop" if ids[-1] in stop_ids else "length",
+                finish_reason="stop" if row in stopped else "length",
                 policy_version=self._version,
             )
-            for ids, logps in zip(token_ids, logprobs, strict=True)
+            for row, (ids, logps) in enumerate(zip(token_ids, logprobs, strict=True))
         ]
         return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
 
@@ -119,9 +126,8 @@ class TransformersEngine:
 class _Decoding:
     """The state of one batch while it is decoded: cache, mask and the logits of the next token, finished rows removed."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], group_size: int, stop_ids: Tensor):
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], group_size: int, *, notes_seen: bool):
         self._model = model
-        self._stop_ids = stop_ids
         self.rows = list(range(len(prompts) * group_size))
         self._cache = DynamicCache()
         shared = common_prefix_length(prompts)
@@ -142,6 +148,12 @@ class _Decoding:
         self._cache.batch_repeat_interleave(group_size)
         self._mask = mask.repeat_interleave(group_size, dim=0)
         self.logits: Float[Tensor, "B V"] = logits.repeat_interleave(group_size, dim=0)
+        self.seen: Bool[Tensor, "B V"] | None = None
+        if notes_seen:
+            seen = torch.zeros(logits.shape, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                seen[row, prompt] = True
+            self.seen = seen.repeat_interleave(group_size, dim=0)
         self._next_ids: Int[Tensor, "B"] = torch.empty(0, dtype=torch.long)
 
     def _forward(self, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Float[Tensor, "B V"]:
@@ -155,12 +167,13 @@ class _Decoding:
         # A contiguous matrix: for a strided [B, 1, D] torch would expand the head's weights to one copy a row.
         return self._model.get_output_embeddings()(hidden[:, -1].contiguous())
 
-    def drop_finished(self, tokens: Int[Tensor, "B"]) -> int:
-        """Take in the drawn tokens, remove rows that drew an end token, and return how many rows are left."""
-        alive: Bool[Tensor, "B"] = ~torch.isin(tokens, self._stop_ids)
-        self._next_ids = tokens[alive]
-        if not bool(alive.all()):
-            kept = alive.nonzero()[:, 0]
+    def take(self, tokens: Int[Tensor, "B"], finished: Bool[Tensor, "B"]) -> int:
+        """Take in the drawn tokens, remove the rows that they finish, and return how many rows are left."""
+        self._next_ids = tokens[~finished]
+        if self.seen is not None:
+            self.seen = self.seen.scatter_(1, tokens[:, None], True)[~finished]
+        if bool(finished.any()):
+            kept = (~finished).nonzero()[:, 0]
             self._cache.batch_select_indices(kept)
             self._mask = self._mask[kept]
             self.rows = [self.rows[index] for index in kept.tolist()]
@@ -181,18 +194,24 @@ def common_prefix_length(prompts: Sequence[list[int]]) -> int:
 
 
 def draw_tokens(
-    logits: Float[Tensor, "B V"], numbers: Float[Tensor, "B"], sampling: Sampling
+    logits: Float[Tensor, "B V"],
+    numbers: Float[Tensor, "B"],
+    sampling: Sampling,
+    *,
+    seen: Bool[Tensor, "B V"] | None = None,
 ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
     """Return tokens drawn by inverse CDF and their log-probs under the distribution drawn from.
 
     The token is the first whose cumulative probability exceeds the uniform number. Sums run in float64, so that the
     tail of a large vocabulary keeps its mass. Greedy decoding reports the log-prob at temperature 1.
     """
-    scaled = logits.float() if sampling.is_greedy else logits.float() / sampling.temperature
-    logprobs = scaled.log_softmax(dim=-1)
+    shaped = shape_logits(logits, sampling, seen=seen)
+    logprobs = shaped.log_softmax(dim=-1)
     if sampling.is_greedy:
-        tokens = logits.argmax(dim=-1)
+        tokens = shaped.argmax(dim=-1)
     else:
         cdf = logprobs.double().exp().cumsum(dim=-1)
+        # At most 1 - 2^-53, a number times the sum stays below the sum even when rounded: what is found has a probability.
+        # Only a row of NaN is found behind the end. Its log-prob tells, so it must not fail here.
         tokens = torch.searchsorted(cdf, numbers[:, None] * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

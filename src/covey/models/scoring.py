@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from covey.models.distribution import History, entropy_of, shape_logits
+from covey.sampling import Sampling
 from covey.tensors import Tokens
 
 
@@ -51,9 +53,9 @@ class CompletionScores:
     """What the model says about the rows of one micro-batch; 0 outside the mask."""
 
     logprobs: Float[Tensor, "R T"]
-    """With gradient, unless under no_grad. At least float32, in nats, at the sampling temperature."""
+    """With gradient, unless under no_grad. At least float32, in nats, under the sampling distribution."""
     entropy: Float[Tensor, "R T"]
-    """Detached."""
+    """Of the sampling distribution. Detached, unless its gradient was asked for."""
 
 
 def plan_packs(tokens: Tokens, rows: Sequence[int], *, max_shared_tokens: int) -> list[Pack]:
@@ -126,16 +128,24 @@ def score_completions(
     tokens: Tokens,
     packs: Sequence[Pack],
     *,
-    temperature: float,
+    sampling: Sampling,
     compute_dtype: torch.dtype,
     chunk_tokens: int = 512,
+    entropy_gradient: bool = False,
 ) -> CompletionScores:
-    """Return log-probs and entropies of the packs' rows, in pack order, under softmax(logits / temperature)."""
+    """Return log-probs and entropies of the packs' rows, in pack order, under the distribution of `sampling`.
+
+    `entropy_gradient`: whether the entropy carries a gradient, as an entropy bonus needs it.
+    """
     layout = lay_out(tokens, packs)
     rows = torch.tensor([row for pack in packs for row in pack.rows])
     mask, targets = tokens.completion_mask[rows], tokens.completion_ids[rows]
     device = model.device
     use_autocast = compute_dtype != torch.float32
+    history = None
+    if sampling.repetition_penalty != 1.0:
+        prompts = [tokens.prompt_ids[pack.group] for pack in packs for _ in pack.rows]
+        history = History(prompts=prompts, completions=targets, places=mask.nonzero().to(device))
     with torch.autocast(device.type, dtype=compute_dtype, enabled=use_autocast):
         hidden = model.get_decoder()(
             input_ids=layout.input_ids.to(device),
@@ -145,7 +155,13 @@ def score_completions(
         ).last_hidden_state
         wanted = hidden.reshape(-1, hidden.shape[-1])[layout.source[mask].to(device)]  # [number of tokens, D]
         logprobs, entropy = chunked_logprobs(
-            wanted, model.get_output_embeddings(), targets[mask].to(device), temperature=temperature, chunk_tokens=chunk_tokens
+            wanted,
+            model.get_output_embeddings(),
+            targets[mask].to(device),
+            sampling=sampling,
+            chunk_tokens=chunk_tokens,
+            history=history,
+            entropy_gradient=entropy_gradient,
         )
     grid = torch.zeros(mask.shape, dtype=logprobs.dtype, device=device)
     where = mask.to(device)
@@ -153,22 +169,40 @@ def score_completions(
 
 
 def chunked_logprobs(
-    hidden: Float[Tensor, "L D"], head: torch.nn.Module, targets: Int[Tensor, "L"], *, temperature: float, chunk_tokens: int
+    hidden: Float[Tensor, "L D"],
+    head: torch.nn.Module,
+    targets: Int[Tensor, "L"],
+    *,
+    sampling: Sampling,
+    chunk_tokens: int,
+    history: History | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
-    """Return (log-prob of the target, detached entropy) for each of L positions, `chunk_tokens` positions at a time."""
+    """Return (log-prob of the target, entropy) for each of L positions, `chunk_tokens` positions at a time.
+
+    `history` is needed with a repetition penalty. The entropy is detached unless `entropy_gradient` is set.
+    """
+    parts, ids = hidden.split(chunk_tokens), targets.split(chunk_tokens)
+    histories = history.split(chunk_tokens) if history else [None] * len(parts)
     pieces = [
-        checkpoint(_logprobs_of_chunk, part, head, ids, temperature, use_reentrant=False)
-        for part, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        checkpoint(_logprobs_of_chunk, *chunk, head, sampling, entropy_gradient, use_reentrant=False)
+        for chunk in zip(parts, ids, histories, strict=True)
     ]
     return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
 
 def _logprobs_of_chunk(
-    hidden: Float[Tensor, "L D"], head: torch.nn.Module, targets: Int[Tensor, "L"], temperature: float
+    hidden: Float[Tensor, "L D"],
+    targets: Int[Tensor, "L"],
+    history: History | None,
+    head: torch.nn.Module,
+    sampling: Sampling,
+    entropy_gradient: bool,
 ) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
     logits = head(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    logprobs = logits.log_softmax(dim=-1)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+    # Made here, to be made again in the backward pass: as large as the logits, it is not kept either.
+    seen = history.seen(logits.shape[1]) if history else None
+    logprobs = shape_logits(logits, sampling, seen=seen, keep=targets).log_softmax(dim=-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = entropy_of(logprobs) if sampling.is_filtered else -(logprobs.exp() * logprobs).sum(dim=-1)
     return logprobs.gather(1, targets[:, None])[:, 0], entropy

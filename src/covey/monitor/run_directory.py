@@ -40,14 +40,15 @@ EVAL_COLUMNS = (
 ROLLOUT_COLUMNS = (
     *("prompt_id", "question", "answer", "draw", "sample", "completion", "num_tokens", "finish_reason"),
     *("policy_version", "reward", "parts", "extracted", "gold", "error", "used"),
+    *("kl", "kl_max", "kl_max_token"),
 )
 
 # Fixed, because a type inferred from one file's values would differ from step to step (a column of nulls has none).
 _COLUMN_TYPES = {
     **dict.fromkeys(("prompt_id", "question", "answer", "completion", "finish_reason"), "string"),
-    **dict.fromkeys(("parts", "extracted", "error"), "string"),
+    **dict.fromkeys(("parts", "extracted", "error", "kl_max_token"), "string"),
     **dict.fromkeys(("draw", "sample", "num_tokens", "policy_version"), "int64"),
-    **dict.fromkeys(("reward", "gold", "proxy"), "float64"),
+    **dict.fromkeys(("reward", "gold", "proxy", "kl", "kl_max"), "float64"),
     "used": "bool",
 }
 

@@ -1,4 +1,4 @@
-"""What a reward is, and how the proxy and the gold verifier are applied to a completion."""
+"""What a reward is, and how the proxy and the gold verifier are applied to completions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import inspect
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from covey.types import CoveyError, Prompt, Score
 
@@ -23,6 +23,8 @@ class Sample:
     num_tokens: int
     is_truncated: bool
     """Whether it hit the token limit instead of ending by itself."""
+    token_ids: Sequence[int] | None = None
+    """None: a text that no model sampled, such as a probe."""
 
 
 class Reward(Protocol):
@@ -40,6 +42,13 @@ class Reward(Protocol):
     def __call__(self, sample: Sample) -> Score: ...
 
 
+@runtime_checkable
+class ScoresBatches(Protocol):
+    """The optional side of a reward: one call for all the completions of a draw, in their order."""
+
+    def score_batch(self, samples: Sequence[Sample]) -> Sequence[Score]: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunctionReward:
     """A Reward made of a function."""
@@ -48,6 +57,8 @@ class FunctionReward:
     score: Callable[[Sample], Score]
     low: float = 0.0
     high: float = 1.0
+    columns: tuple[str, ...] = ()
+    """The columns of the data row that the function cannot do without."""
 
     def __call__(self, sample: Sample) -> Score:
         return self.score(sample)
@@ -59,53 +70,108 @@ _ARGUMENTS: dict[str, Callable[[Sample], Any]] = {
     "prompt": lambda sample: sample.prompt.text,
     "sample": lambda sample: sample,
 }
-"""What a user's function may ask for, by parameter name."""
+"""What a user's function may ask for, by parameter name, whatever columns the data has."""
 
 
 def reward_from_function(function: Callable[..., Any], *, low: float = 0.0, high: float = 1.0) -> FunctionReward:
-    """Return a Reward that calls `function` with those of completion, answer, prompt, sample that it names as parameters.
+    """Return a Reward that calls `function` with what its parameters name: completion, answer, prompt, sample, or a column.
 
-    It returns a number, a bool, a Score, or None for "could not be scored".
+    A column is any other key of the prompt's data row. It returns a number, a bool, a Score, or None for "could not be
+    scored".
 
     Raises:
-        CoveyError: the function has a required parameter with another name, or is a coroutine function.
+        CoveyError: the function is a coroutine function.
     """
-    name = getattr(function, "__name__", type(function).__name__)
-    if inspect.iscoroutinefunction(function):
-        raise CoveyError(f"reward {name!r} is a coroutine function; give an ordinary function")
-    wanted: list[str] = []
+    name = name_of(function)
+    refuse_coroutine(function, name)
+    wanted, optional, columns = [], [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in _ARGUMENTS:
             wanted.append(parameter.name)
-        elif parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            raise CoveyError(
-                f"reward {name!r} has a parameter {parameter.name!r}; a reward function may take {', '.join(_ARGUMENTS)}"
-            )
+        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            (columns if parameter.default is parameter.empty else optional).append(parameter.name)
 
     def score(sample: Sample) -> Score:
-        result = function(**{argument: _ARGUMENTS[argument](sample) for argument in wanted})
+        row = sample.prompt.columns
+        arguments = {argument: _ARGUMENTS[argument](sample) for argument in wanted}
+        arguments |= {column: row[column] for column in optional if column in row}
+        arguments |= {column: value_of_column(sample.prompt, column, name) for column in columns}
+        result = function(**arguments)
         return result if isinstance(result, Score) else Score(value=None if result is None else float(result))
 
-    return FunctionReward(name=name, score=score, low=low, high=high)
+    return FunctionReward(name=name, score=score, low=low, high=high, columns=tuple(columns))
 
 
-def as_reward(reward: Callable[..., Any] | Reward, reward_range: tuple[float, float] = (0.0, 1.0)) -> Reward:
-    """Return a Reward as it is, and a plain function wrapped as one with the declared range.
+def value_of_column(prompt: Prompt, column: str, name: str) -> Any:
+    """Return the prompt's value of a column that the reward `name` asks for.
 
     Raises:
-        CoveyError: it is no function, or the range is empty.
+        CoveyError: the prompt's data row has no such column.
     """
+    if column not in prompt.columns:
+        raise CoveyError(
+            f"reward {name!r} has a parameter {column!r}, but prompt {prompt.prompt_id!r} has no column of that name; a reward "
+            f"function may take {', '.join(_ARGUMENTS)}, and columns of the data: here {', '.join(prompt.columns) or 'none'}"
+        )
+    return prompt.columns[column]
+
+
+def refuse_missing_columns(reward: Reward, prompts: Sequence[Prompt]) -> None:
+    """Raise before anything is sampled if the reward asks for a column that a prompt does not have.
+
+    Raises:
+        CoveyError: it does.
+    """
+    for column in getattr(reward, "columns", ()):
+        for prompt in prompts:
+            if not (column == "answer" and prompt.answer is not None):
+                value_of_column(prompt, column, reward.name)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return what a function is called, or a callable object's class."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def refuse_coroutine(function: Callable[..., Any], name: str) -> None:
+    """Raise if calling the function would return something to await.
+
+    Raises:
+        CoveyError: it would.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        raise CoveyError(f"reward {name!r} is a coroutine function; Covey awaits nothing: give an ordinary function")
+
+
+def as_reward(
+    reward: Any, reward_range: tuple[float, float] = (0.0, 1.0), *, reward_weights: Sequence[float] | None = None
+) -> Reward:
+    """Return the Reward of whatever a user may give as one.
+
+    A Reward as it is; a function wrapped with the declared range, also one written for TRL (`covey.rewards.trl`); the
+    weighted sum of a list of them (`reward_weights`, 1 each if not given) or of a mapping from names to a reward or to a
+    pair (reward, weight). The range is that of each function.
+
+    Raises:
+        CoveyError: it is none of these, or the range is empty.
+    """
+    from covey.rewards.combine import reward_of_list, reward_of_mapping
+    from covey.rewards.trl import is_trl_function, reward_from_trl
+
+    if isinstance(reward, Mapping):
+        return reward_of_mapping(reward, reward_range, reward_weights=reward_weights)
+    if isinstance(reward, list | tuple):
+        return reward_of_list(reward, reward_range, reward_weights=reward_weights)
+    if reward_weights is not None:
+        raise CoveyError("reward_weights goes with a list of rewards; give reward=[first, second, ...], or leave it out")
     if not callable(reward):
         raise CoveyError(f"reward {reward!r} is not a function; give one that scores a completion")
     if all(hasattr(reward, name) for name in ("name", "low", "high")):
-        return reward  # ty: ignore[invalid-explicit-return]
+        return reward
     low, high = reward_range
     if not low < high:
         raise CoveyError(f"reward_range={reward_range}: the first number must be smaller than the second")
-    return reward_from_function(reward, low=low, high=high)
+    return (reward_from_trl if is_trl_function(reward) else reward_from_function)(reward, low=low, high=high)
 
 
 def safe_score(reward: Reward, sample: Sample) -> Score:
@@ -113,13 +179,36 @@ def safe_score(reward: Reward, sample: Sample) -> Score:
     started = time.monotonic()
     try:
         score = with_plain_values(reward(sample))
-        is_in_range = score.value is None or (math.isfinite(score.value) and reward.low <= score.value <= reward.high)
     except (Exception, SystemExit):  # Whatever a user's function raises is data about it; it must not end the run here.
         return Score(value=None, error=traceback.format_exc(limit=-3), elapsed_s=time.monotonic() - started)
-    elapsed_s = time.monotonic() - started
+    return within_range(reward, score, elapsed_s=time.monotonic() - started)
+
+
+def score_all(reward: Reward, samples: Sequence[Sample]) -> list[Score]:
+    """Return the scores of all samples: from one call if the reward takes batches, and else one by one.
+
+    A call that fails leaves every sample of its batch without a value. The time of a batch is divided evenly.
+    """
+    if not isinstance(reward, ScoresBatches):
+        return [safe_score(reward, sample) for sample in samples]
+    if not samples:
+        return []
+    started = time.monotonic()
+    try:
+        scores = [with_plain_values(score) for score in reward.score_batch(samples)]
+        if len(scores) != len(samples):
+            raise CoveyError(f"{reward.name} returned {len(scores)} scores for {len(samples)} completions; give one for each")
+    except (Exception, SystemExit):  # As in safe_score.
+        scores = [Score(value=None, error=traceback.format_exc(limit=-3))] * len(samples)
+    elapsed_s = (time.monotonic() - started) / len(samples)
+    return [within_range(reward, score, elapsed_s=elapsed_s) for score in scores]
+
+
+def within_range(reward: Reward, score: Score, *, elapsed_s: float) -> Score:
+    """Return the score with the time it took; a value outside the declared range is taken from it, with the reason."""
     if score.value is None:
         return replace(score, error=score.error or f"{reward.name} returned None", elapsed_s=elapsed_s)
-    if not is_in_range:
+    if not (math.isfinite(score.value) and reward.low <= score.value <= reward.high):
         error = (
             f"{reward.name} returned {score.value}, outside its declared range [{reward.low}, {reward.high}]; "
             "scale it, or declare the range it really has"
@@ -149,7 +238,13 @@ class Rewarder:
 
     def score(self, sample: Sample) -> tuple[Score, Score | None]:
         """Return (proxy score, gold score); the second is None iff the run has no gold verifier."""
-        return safe_score(self.proxy, sample), safe_score(self.gold, sample) if self.gold else None
+        return self.score_all([sample])[0]
+
+    def score_all(self, samples: Sequence[Sample]) -> list[tuple[Score, Score | None]]:
+        """Return (proxy score, gold score) of every sample; each of the two is called once if it takes batches."""
+        proxies = score_all(self.proxy, samples)
+        golds = score_all(self.gold, samples) if self.gold else [None] * len(samples)
+        return list(zip(proxies, golds, strict=True))
 
 
 def score_of(value: float, *, extracted: str | None = None, parts: Mapping[str, float] | None = None) -> Score:

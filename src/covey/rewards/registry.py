@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from covey.rewards.base import FunctionReward, Reward, as_reward
+from covey.rewards.combine import CombinedReward, How, combine_rewards
 from covey.rewards.numeric import asserted_number, last_number
 from covey.types import CoveyError
 
@@ -32,3 +34,20 @@ def find_reward(name: str, *, key: str) -> Reward:
     except (ImportError, AttributeError) as error:
         raise CoveyError(f"{key}={name!r} could not be imported ({error}). Is the module on PYTHONPATH?") from error
     return as_reward(function)
+
+
+def find_rewards(weights: Mapping[str, float], how: How, *, key: str, tie_break: float = 0.1) -> CombinedReward:
+    """Return the rewards named in the recipe under `key`, with their weights, as one.
+
+    A part has the name of its row or function; the whole "module:function" where two functions have the same name.
+
+    Raises:
+        CoveyError: there is no such reward, or they do not go together in this way.
+    """
+    found = {name: find_reward(name, key=key) for name in weights}
+    names = [reward.name for reward in found.values()]
+    return combine_rewards(
+        {(reward.name if names.count(reward.name) == 1 else name): (reward, weights[name]) for name, reward in found.items()},
+        how,
+        tie_break=tie_break,
+    )

@@ -1,0 +1,166 @@
+"""From the numbers of a recipe to the specs and objects that take them: the only place that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from covey.algos.describe import formula_lines
+from covey.algos.filters import TOKEN_FILTERS
+from covey.algos.mismatch import CORRECTIONS
+from covey.algos.objective import Coefficients, Objective
+from covey.algos.registry import ALGORITHMS
+from covey.batch import StatsSpec, group_stats, is_scored
+from covey.config import Recipe
+from covey.distributed import ALONE, Ranks
+from covey.evaluate import EvaluationSpec
+from covey.learner import ControllerSpec, Learner, LearnerSpec, ScoringSpec
+from covey.models.policy import Policy
+from covey.rewards.base import Reward, Rewarder
+from covey.rewards.length import with_overlong_penalty
+from covey.rewards.registry import find_reward, find_rewards
+from covey.rollout import RolloutSpec
+from covey.sampling import Sampling
+from covey.tasks.base import Task
+from covey.token_choice import TokenChoice
+from covey.types import Group
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """Return the distribution that training completions are drawn from."""
+    return Sampling(**recipe.sampling.model_dump())
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """Return the recipe's row of the algorithm table with the recipe's numbers."""
+    algorithm = recipe.algorithm
+    spec = ALGORITHMS[algorithm.name]
+    return Objective(
+        spec=spec,
+        options={option: getattr(algorithm, option) for option in spec.options},
+        aggregation=algorithm.aggregation,
+        kl=algorithm.kl,
+        kl_cov_coefficient=algorithm.kl_cov_coefficient,
+    )
+
+
+def describe_objective(recipe: Recipe) -> list[str]:
+    """Return the formula of the recipe's loss with the recipe's numbers in it, line by line."""
+    algorithm = recipe.algorithm
+    lines = formula_lines(objective_of(recipe), beta=algorithm.beta, max_new_tokens=recipe.sampling.max_new_tokens)
+    if algorithm.correction != "none":
+        bounds = f"low = {algorithm.correction_low}, high = {algorithm.correction_high}"
+        lines.append(f"l_t times {CORRECTIONS[algorithm.correction].formula}; {bounds}; rho = pi_old / pi_engine")
+    if algorithm.token_filter != "none":
+        share = f"filter_share = {algorithm.filter_share}"
+        lines.append(f"token filter: {TOKEN_FILTERS[algorithm.token_filter].formula}; {share}")
+    if algorithm.entropy_coefficient or algorithm.entropy_target:
+        lines.append(f"entropy bonus: - {algorithm.entropy_coefficient} times the mean entropy of a token")
+    return lines
+
+
+def stats_spec(recipe: Recipe, reward: Reward) -> StatsSpec:
+    """Return what estimators need to know of the reward."""
+    names, weights = getattr(reward, "part_names", ()), getattr(reward, "part_weights", ())
+    return StatsSpec(
+        reward_low=float(reward.low),
+        reward_high=float(reward.high),
+        part_weights=dict(zip(names, weights, strict=True)),
+        masks_truncated=recipe.train.truncated == "mask",
+    )
+
+
+def rollout_spec(recipe: Recipe, reward: Reward) -> RolloutSpec:
+    """Return how the groups of a step are sampled."""
+    return RolloutSpec(
+        sampling=sampling_of(recipe),
+        prompts_per_step=recipe.train.prompts_per_step,
+        group_size=recipe.train.group_size,
+        max_draws=recipe.train.max_draws,
+        keeps=keeper(recipe, reward),
+        needs_baseline=ALGORITHMS[recipe.algorithm.name].needs_baseline,
+        seed=recipe.run.seed,
+    )
+
+
+def keeper(recipe: Recipe, reward: Reward) -> Callable[[Group], bool]:
+    """Return the test of whether a group is trained on: whether it has a signal, or (if the recipe keeps flat groups)
+    any rollout that counts."""
+    objective, spec = objective_of(recipe), stats_spec(recipe, reward)
+
+    def counts(group: Group) -> bool:
+        return any(is_scored(rollout, spec) for rollout in group.rollouts)
+
+    def has_signal(group: Group) -> bool:
+        return bool(objective.has_signal(group_stats([group], spec)))
+
+    return has_signal if recipe.train.drop_flat_groups else counts
+
+
+def evaluation_spec(recipe: Recipe) -> EvaluationSpec:
+    """Return how held-out prompts are sampled."""
+    return EvaluationSpec(
+        sampling=sampling_of(recipe), samples_per_prompt=recipe.evaluation.samples_per_prompt, seed=recipe.run.seed
+    )
+
+
+def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
+    """Return the reward and the gold verifier that the recipe names, the task's own where it names none."""
+    section = recipe.reward
+    proxy = find_reward(section.name, key="reward.name") if section.name else task.proxy
+    if section.parts:
+        proxy = find_rewards(section.parts, section.combine, key="reward.parts", tie_break=section.tie_break)
+    gold = None if section.gold == "none" else find_reward(section.gold, key="reward.gold") if section.gold else task.gold
+    return Rewarder(proxy=proxy, gold=gold)
+
+
+def with_length_penalty(rewarder: Rewarder, recipe: Recipe) -> Rewarder:
+    """Return the rewarder with the recipe's penalty for completions near the token limit, if it has one."""
+    buffer = recipe.train.overlong_buffer
+    if not buffer:
+        return rewarder
+    proxy = with_overlong_penalty(
+        rewarder.proxy,
+        max_tokens=recipe.sampling.max_new_tokens,
+        buffer=buffer,
+        factor=recipe.train.overlong_penalty,
+    )
+    return Rewarder(proxy=proxy, gold=rewarder.gold)
+
+
+def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE) -> Learner:
+    """Return the learner of the recipe's algorithm."""
+    algorithm, train = recipe.algorithm, recipe.train
+    return Learner(
+        policy.model,
+        objective_of(recipe),
+        ScoringSpec(
+            sampling=sampling_of(recipe),
+            compute_dtype=policy.compute_dtype,
+            max_tokens_per_micro_batch=train.max_tokens_per_micro_batch,
+            max_shared_tokens=train.max_shared_tokens,
+        ),
+        LearnerSpec(
+            learning_rate=train.learning_rate,
+            warmup_steps=train.warmup_steps,
+            num_steps=train.num_steps,
+            decay=train.decay,
+            max_grad_norm=train.max_grad_norm,
+            weight_decay=train.weight_decay,
+            max_new_tokens=recipe.sampling.max_new_tokens,
+            num_iterations=train.num_iterations,
+            num_minibatches=train.num_minibatches,
+            seed=recipe.run.seed,
+        ),
+        coefficients=Coefficients(beta=algorithm.beta, entropy=algorithm.entropy_coefficient),
+        controllers=ControllerSpec(
+            kl_target=algorithm.kl_target, kl_horizon=algorithm.kl_horizon, entropy_target=algorithm.entropy_target
+        ),
+        choice=TokenChoice(
+            correction=algorithm.correction,
+            correction_low=algorithm.correction_low or 0.0,
+            correction_high=algorithm.correction_high or 0.0,
+            token_filter=algorithm.token_filter,
+            filter_share=algorithm.filter_share or 0.0,
+        ),
+        ranks=ranks,
+    )

@@ -1,0 +1,144 @@
+"""The sections of a recipe: every option that users have, with its type, its bounds and its meaning.
+
+The algorithm's section has a file of its own, `algorithm_section.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from covey.curriculum import CURRICULA
+from covey.monitor.sinks import SINKS
+from covey.rewards.combine import COMBINATIONS, How
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and wanted in (int, float):
+            raise ValueError("true and false are no numbers; give a number")
+        return value
+
+
+class RunSection(Section):
+    name: str = Field("", description="name of the run directory; empty = the recipe's file name")
+    directory: str = Field("runs", description="where run directories are made")
+    seed: int = Field(0, description="of sampling and of the order of prompts")
+    num_threads: NotNegative = Field(0, description="processor threads; 0 = one for each core")
+    sinks: tuple[str, ...] = Field((), description=f"trackers to copy the metrics to: {', '.join(SINKS)}")
+
+    @field_validator("sinks")
+    @classmethod
+    def _are_rows(cls, sinks: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(sinks) - set(SINKS):
+            raise ValueError(f"no such tracker: {', '.join(sorted(unknown))}; choose among {', '.join(SINKS)}")
+        return sinks
+
+
+class ModelSection(Section):
+    name: str = Field("smollm2-135m", description="bundled name, local directory or hub id")
+    revision: str = Field("", description="of a hub id; empty = the newest")
+    trust_remote_code: bool = Field(False, description="run Python code that the model brings along")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; weights stay float32"
+    )
+
+
+class TaskSection(Section):
+    name: str = Field("arithmetic", description="a row of the task table")
+    level: str = Field("easy", description="difficulty")
+
+
+class RewardSection(Section):
+    name: str = Field("", description="what is optimised: a row of the reward table or module:function; empty = the task's own")
+    parts: dict[str, float] = Field({}, description="instead of a name: rewards with their weights")
+    combine: How = Field("sum", description=f"how parts become one reward: {', '.join(COMBINATIONS)}")
+    tie_break: float = Field(0.1, gt=0, lt=1, description="share of a later part in a lexicographic reward")
+    gold: str = Field("", description="verifier that is never optimised; empty = the task's own, 'none' = fly blind")
+    max_error_frac: float = Field(0.1, ge=0, le=1, description="stop if more completions than this cannot be scored")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.name and self.parts:
+            raise ValueError(f"name={self.name!r} and parts={self.parts} are both given; give one of them")
+        if self.combine != "sum" and len(self.parts) < 2:
+            raise ValueError(f"combine={self.combine!r} needs at least two parts to combine")
+        return self
+
+
+class SamplingSection(Section):
+    temperature: float = Field(1.0, gt=0, le=10, description="of training completions")
+    max_new_tokens: Positive = Field(24, description="token limit of a completion")
+    top_k: NotNegative = Field(0, description="sample among the k likeliest tokens; 0 = all")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that hold this probability; 1 = all")
+    min_p: float = Field(0.0, ge=0, lt=1, description="sample among tokens this likely compared with the likeliest; 0 = all")
+    repetition_penalty: float = Field(1.0, gt=0, description="logits of tokens seen before are divided by it; 1 = off")
+    stop: tuple[str, ...] = Field((), description="a completion ends when its text holds one of these")
+
+    @field_validator("stop")
+    @classmethod
+    def _are_texts(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text for text in stop):
+            raise ValueError("an empty stop string would end every completion at once; remove it")
+        return stop
+
+
+class TrainSection(Section):
+    num_steps: Positive = Field(60, description="training steps")
+    prompts_per_step: Positive = Field(8, description="prompts, and so groups, in a step")
+    group_size: Positive = Field(8, description="completions of each prompt")
+    num_iterations: Positive = Field(1, description="passes over each step's completions")
+    num_minibatches: Positive = Field(1, description="optimizer updates in a pass, each on its own groups")
+    max_draws: Positive = Field(
+        1, description="how often a step may sample: later draws replace dropped groups with fresh prompts"
+    )
+    drop_flat_groups: bool = Field(True, description="leave groups without any signal out of the update")
+    truncated: Literal["keep", "mask"] = Field(
+        "keep", description="completions that hit the token limit: train on them, or leave them out of group and loss"
+    )
+    overlong_buffer: NotNegative = Field(0, description="tokens before the limit in which length is penalised; 0 = none")
+    overlong_penalty: float = Field(1.0, gt=0, description="what a completion at the token limit loses")
+    curriculum: str = Field("none", description=f"which prompts are drawn: {', '.join(CURRICULA)}")
+    learning_rate: float = Field(2e-5, gt=0, description="of AdamW")
+    warmup_steps: NotNegative = Field(5, description="updates with a linearly rising learning rate")
+    decay: bool = Field(False, description="let the learning rate fall linearly with the updates, to 0 after the last")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    max_tokens_per_micro_batch: Positive = Field(4096, description="memory bound of the update; changes no gradient")
+    max_shared_tokens: NotNegative = Field(
+        1024, description="completions laid out behind one copy of their prompt; 0 = one by one, for models that need it"
+    )
+
+    @field_validator("curriculum")
+    @classmethod
+    def _is_a_curriculum(cls, name: str) -> str:
+        if name not in CURRICULA:
+            raise ValueError(f"no such curriculum; choose one of {', '.join(CURRICULA)}")
+        return name
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.num_iterations * self.num_minibatches
+
+
+class EvaluationSection(Section):
+    every: NotNegative = Field(20, description="steps between held-out evaluations; 0 = only before and after")
+    num_prompts: Positive = Field(200, description="held-out prompts of each part, at most as many as the task has")
+    samples_per_prompt: Positive = Field(1, description="completions a prompt at the training temperature")
+
+
+class CheckpointSection(Section):
+    every: NotNegative = Field(20, description="steps between checkpoints; 0 = only at the end")
+    keep: int = Field(2, ge=2, description="newest checkpoints that are kept; with fewer than 2 a damaged file ends the run")
+    rollouts_every: NotNegative = Field(1, description="steps between saved training completions; 0 = none")
