@@ -63,7 +63,7 @@ RESULTS = Path(__file__).parent / "results" / "parity_trl.json"
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 END_ID = 257
 MAX_LENGTH = 12
-WEIGHT_NOISE = 0.01  # Moves a token's log-prob by 0.3 on average, up to 1.1: beyond every clip range.
+WEIGHT_NOISE = 0.01  # Moves a token's log-prob by 0.3 on average, up to 1.4: beyond the clip ranges.
 QUANTITIES = ("advantages", "loss", "gradient")
 NO_COEFFICIENTS, NO_CHOICE = Coefficients(), TokenChoice()
 

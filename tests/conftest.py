@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 # beartype asks for isinstance() of what annotations name, which a protocol allows only when it is marked.
 runtime_checkable(Metric)
 # Before any of these modules is imported: from here on every annotated shape and dtype in them is checked at run time.
-SHAPE_CHECKED = ["covey.algos", "covey.batch", "covey.learner", "covey.models.distribution", "covey.models.scoring", "covey.tensors"]
+SHAPE_CHECKED = [
+    "covey.algos",
+    "covey.batch",
+    "covey.learner",
+    "covey.models.distribution",
+    "covey.models.scoring",
+    "covey.tensors",
+]
 install_import_hook(SHAPE_CHECKED, "beartype.beartype")
 
 # The same examples every time, and no limit on the time of one: this may be a busy machine.

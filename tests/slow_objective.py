@@ -53,7 +53,7 @@ def sequence_clipped(logprobs: Tokens, old: Tokens, advantages: Sequence[float],
 def cispo(logprobs: Tokens, old: Tokens, advantages: Sequence[float], options: Options) -> Tokens:
     losses: Tokens = []
     for new, before, advantage in zip(logprobs, old, advantages, strict=True):
-        ratio = math.exp(float(new) - float(before))
+        ratio = math.exp(float(new.detach() - before))
         weight = min(max(ratio, 1 - options["epsilon_low"]), 1 + options["epsilon_high"])
         losses.append(-weight * advantage * new)
     return losses
@@ -110,9 +110,7 @@ class Row:
 
 
 def _standardised(groups: Sequence[Group], options: Options) -> Advantages:
-    return slow.grpo(
-        answers_of(groups), ddof=options["ddof"], eps=options["eps"], min_group_std=options["min_group_std"]
-    )
+    return slow.grpo(answers_of(groups), ddof=options["ddof"], eps=options["eps"], min_group_std=options["min_group_std"])
 
 
 def _of_answers(advantages: Callable[..., Advantages], *names: str, **fixed: Any) -> Callable[..., Advantages]:
@@ -126,9 +124,7 @@ def _remax(groups: Sequence[Group], options: Options) -> Advantages:
 
 def _reinforce_pp_baseline(groups: Sequence[Group], options: Options) -> Advantages:
     over_tokens = options["whiten_over"] == "tokens"
-    return slow.reinforce_pp_baseline(
-        answers_of(groups), ddof=options["ddof"], eps=options["eps"], over_tokens=over_tokens
-    )
+    return slow.reinforce_pp_baseline(answers_of(groups), ddof=options["ddof"], eps=options["eps"], over_tokens=over_tokens)
 
 
 _SUCCESS = {"low": 0.0, "high": 1.0}

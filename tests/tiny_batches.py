@@ -29,7 +29,7 @@ PROMPT_LENGTHS = (30, 18, 25)
 COMPLETION_LENGTHS = ((3, 14, 1, 9, 6), (8, 2, 11, 1, 5), (4, 7, 4, 2, 10))
 # One completion that could not be scored, two whose advantage is exactly 0 between others, and a flat group.
 REWARDS = ((1.0, 0.0, 0.5, None, 0.5), (0.2, 0.9, 0.4, 0.1, 0.7), (1.0, 1.0, 1.0, 1.0, 1.0))
-# Right or wrong: one of three right, one of five right, and a group in which all fail.
+# Right or wrong: two of four right, one of five right, and a group in which all fail.
 BINARY = ((1.0, 0.0, 1.0, None, 0.0), (0.0, 1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0, 0.0))
 # Rewards of the greedy completions. The second is that of a sampled one, too, whose advantage over it is exactly 0.
 BASELINES = (0.3, 0.4, 1.0)
@@ -40,7 +40,7 @@ PARTS = (
 )
 PART_NAMES = ("content", "format")
 PART_WEIGHTS = (1.0, 0.5)
-STATS = StatsSpec(part_weights={"format": 0.5})
+STATS = StatsSpec(part_weights=dict(zip(PART_NAMES, PART_WEIGHTS, strict=True)))
 
 Cut = tuple[int, int]
 """Tokens in a micro-batch and tokens behind one copy of a prompt, at most."""
@@ -64,7 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gspo": {"epsilon_low": 0.05, "epsilon_high": 0.08},
     "gmpo": {"epsilon_low": 0.2, "epsilon_high": 0.28},
     "cispo": {"epsilon_low": 0.2, "epsilon_high": 0.28},
-    "sapo": {"tau_negative": 1.125},
+    "sapo": {"tau_negative": 2.0},
     "passk": {"k": 2},
 }
 

@@ -202,7 +202,7 @@ class Learner:
         used, spec, found = self.coefficients, self.controllers, metric_values(metrics)
         kl, entropy = found.get("kl/sequence"), found.get("entropy/mean")
         if spec.kl_target and kl is not None:
-            beta = adaptive_beta(used.beta, kl, target=spec.kl_target, horizon=spec.kl_horizon, num_samples=num_samples)
+            beta = adaptive_beta(used.beta, kl, target=spec.kl_target, horizon=float(spec.kl_horizon), num_samples=num_samples)
             self.coefficients = dataclasses.replace(self.coefficients, beta=beta)
         if spec.entropy_target and entropy is not None:
             weight = entropy_coefficient(used.entropy, entropy, target=spec.entropy_target)

@@ -31,7 +31,7 @@ CUTS = [(1, 0), (40, 0), (64, 64), WHOLE]
 
 def stats_of(rewards: Sequence[Sequence[float | None]], **fields: Any) -> GroupStats:
     """Return the statistics of groups with these rewards; None = could not be scored."""
-    given = {
+    given: dict[str, Any] = {
         "lengths": torch.ones(len(rewards), len(rewards[0]), dtype=torch.long),
         "parts": torch.zeros(len(rewards), len(rewards[0]), 0, dtype=torch.float64),
     }
@@ -85,7 +85,7 @@ def learner_of(
 ) -> Learner:
     """Return a learner; `numbers` are fields of LearnerSpec."""
     spec = ALGORITHMS[algorithm]
-    defaults = {"learning_rate": 1e-2, "warmup_steps": 0, "num_steps": 10, "decay": False, "max_grad_norm": 1.0}
+    defaults: dict[str, Any] = {"learning_rate": 1e-2, "warmup_steps": 0, "num_steps": 10, "decay": False, "max_grad_norm": 1.0}
     defaults |= {"weight_decay": 0.0, "max_new_tokens": PLAIN.max_new_tokens}
     return Learner(
         policy.model,

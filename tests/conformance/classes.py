@@ -81,5 +81,9 @@ SILENT_BUGS: dict[int, str] = {
     64: "pass@k is estimated by the biased formula 1 - (1 - c/n)^k.",
 }
 
-WAITING: dict[int, str] = {}
+WAITING: dict[int, str] = {
+    14: "Covey has no tools yet: every completion token is the policy's own",
+    39: "Covey trains whole models yet, no adapters",
+    41: "Covey trains whole models yet, no adapters",
+}
 """Classes for which no bug can be planted yet, and why."""

@@ -3,7 +3,8 @@
     python -m tests.conformance.generated --results mutants.jsonl [--sample 200 --seed 0] [--files kl.py ...] [--jobs 2]
 
 A mutant is killed if any test fails, however. Finished mutants are kept in the file of results, one a line, and are not run
-again. Annotations and decorators are left alone; mutants that cannot change what the code does stand in equivalent.toml with the reason.
+again. Annotations and decorators are left alone; mutants that cannot change what the code does stand in equivalent.toml with
+the reason.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def changes(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_left_alone(node: Any) -> bool:
-    """Return whether a node is part of a type annotation, which does not run, of a decorator, or a lone * between parameters."""
+    """Return whether a node is part of a type annotation, which does not run, of a decorator, or a lone * of a signature."""
     while node.parent is not None:
         kind, siblings = node.parent.type, node.parent.children
         index = siblings.index(node)

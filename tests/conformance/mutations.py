@@ -1,77 +1,14 @@
-from tests.conformance.mutation import Mutation
+"""The list of planted bugs, ordered by class."""
 
-MUTATIONS = [
-    Mutation(
-        number=18,
-        name="ddof",
-        file="src/covey/algos/advantages.py",
-        old="ddof: int = 1",
-        new="ddof: int = 0",
-        tests=("tests/numerics/test_advantages.py",),
-    ),
-    Mutation(
-        number=6,
-        name="shift",
-        file="src/covey/models/scoring.py",
-        old="n * width + torch.arange(start - 1, start - 1 + lengths[row])",
-        new="n * width + torch.arange(start, start + lengths[row])",
-        tests=("tests/equivalence/test_scoring.py",),
-    ),
-    Mutation(
-        number=36,
-        name="kl sign",
-        file="src/covey/algos/kl.py",
-        old="(ref_logprobs - logprobs)",
-        new="(logprobs - ref_logprobs)",
-        tests=("tests/numerics/test_kl.py",),
-    ),
-    Mutation(
-        number=36,
-        name="survivor",
-        file="src/covey/algos/kl.py",
-        old="(ref_logprobs - logprobs)",
-        new="(-logprobs + ref_logprobs)",
-        tests=("tests/numerics/test_kl.py",),
-    ),
-    Mutation(
-        number=36,
-        name="crash",
-        file="src/covey/algos/kl.py",
-        old="(ref_logprobs - logprobs)",
-        new="(ref_logprobs - logprob)",
-        tests=("tests/numerics/test_kl.py",),
-    ),
-    Mutation(
-        number=36,
-        name="import",
-        file="src/covey/algos/kl.py",
-        old="from covey.algos.ratios import MAX_LOG_RATIO",
-        new="from covey.algos.ratios import MAX_LOG",
-        tests=("tests/numerics/test_kl.py",),
-    ),
-    Mutation(number=36, name="no apply", file="src/covey/algos/kl.py", old="zzz", new="", tests=("tests/numerics/test_kl.py",)),
-    Mutation(
-        number=36,
-        name="no test",
-        file="src/covey/algos/kl.py",
-        old="zzz",
-        new="",
-        tests=("tests/numerics/test_kl.py::test_nix",),
-    ),
-    Mutation(
-        number=36,
-        name="hang",
-        file="src/covey/algos/kl.py",
-        old="    log_ratio =",
-        new="    while True: pass\n    log_ratio =",
-        tests=("tests/numerics/test_kl.py",),
-    ),
-    Mutation(
-        number=36,
-        name="subprocess",
-        file="src/covey/cli.py",
-        old="sys.exit(",
-        new="sys.exit(3 + ",
-        tests=("tests/cli/test_cli_start.py",),
-    ),
+from __future__ import annotations
+
+from tests.conformance.mutation import Mutation
+from tests.conformance.planted import advantages, losses, normalisation, rollouts, tokens
+
+MUTATIONS: list[Mutation] = [
+    *tokens.MUTATIONS,
+    *advantages.MUTATIONS,
+    *losses.MUTATIONS,
+    *normalisation.MUTATIONS,
+    *rollouts.MUTATIONS,
 ]

@@ -29,8 +29,8 @@ def row(number: int) -> str:
 
 
 def short(test: str) -> str:
-    """Return "file: test" without folders: `test_kl.py::test_k3_is_zero` of tests/numerics."""
-    return test.removeprefix("tests/").replace("::", ": ", 1)
+    """Return the name of a test without its file, or of a file without its folder."""
+    return test.rpartition("::")[2].rpartition("/")[2]
 
 
 def page_with_tables(text: str) -> str:

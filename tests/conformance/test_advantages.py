@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.builders import make_group, make_prompt, make_reward
+from tests.builders import make_group, make_prompt, make_reward, make_sample
 from tests.conformance.cases import batch_of, groups_of, learner_of, noisy, slow_logprobs, stats_of, step_gradient
 from tests.ranks import on_ranks
 
@@ -22,7 +23,8 @@ from covey.distributed import ALONE, Ranks
 from covey.engines.scripted import ScriptedEngine
 from covey.models.policy import Policy, load_policy
 from covey.models.tiny import write_tiny_model
-from covey.rewards.base import Rewarder, Sample
+from covey.rewards.base import Rewarder, Sample, safe_score
+from covey.rewards.combine import combine_rewards
 from covey.rollout import RolloutSpec, rollout_metrics, sample_groups, sample_step
 from covey.sampling import Sampling
 from covey.types import Group, Prompt
@@ -241,3 +243,10 @@ def test_choosing_among_groups_keeps_rows_together_and_logs_all_of_them(shared_t
     assert metrics["reward/mean"].value == pytest.approx(0.5)
     assert metrics["group/num_used"].value == 2
     assert metrics["group/num_sampled"].value == 5
+
+
+def test_a_part_that_could_not_be_scored_leaves_the_whole_without_a_value():
+    parts = {"works": (make_reward(lambda sample: 0.5), 1.0), "fails": (make_reward(lambda sample: math.nan), 1.0)}
+    score = safe_score(combine_rewards(parts), make_sample("x"))
+    assert score.value is None
+    assert score.parts == {"works": 0.5}

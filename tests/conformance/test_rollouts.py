@@ -64,7 +64,7 @@ def test_a_completion_that_ends_with_a_stop_text_has_one_log_prob_for_each_token
     completions = [
         item for group in generate(TransformersEngine(shared_tiny_policy), PROMPTS, sampling=sampling) for item in group
     ]
-    assert any(item.finish_reason == "stop" and item.token_ids[-1] in b"etao12" for item in completions)
+    assert any(item.finish_reason == "stop" and item.token_ids[-1] in (*b"etao12",) for item in completions)
     for item in completions:
         assert len(item.token_ids) == len(item.logprobs)
         assert (item.finish_reason == "stop") == (item.token_ids[-1] in (*b"etao12", 257))
@@ -87,6 +87,16 @@ def test_after_a_large_update_the_engine_answers_as_the_trainer_now_does(tiny_po
         assert all(a.logprobs == pytest.approx(b.logprobs, abs=1e-6) for a, b in zip(mine, other, strict=True))
 
 
+def test_what_was_computed_for_a_prompt_is_forgotten_with_the_weights(tiny_policy: Policy):
+    """The prompts begin alike, as behind a system message: what they share may be computed once, but not kept."""
+    prompts = [list(b"Add these numbers: 2 and 3"), list(b"Add these numbers: 4")]
+    engine = TransformersEngine(tiny_policy)
+    generate(engine, prompts)
+    shake(tiny_policy, scale=0.2)
+    engine.load_weights(tiny_policy, 1)
+    assert trainer_gap(tiny_policy, prompts, generate(engine, prompts)) < 1e-4
+
+
 def test_log_probs_of_cached_decoding_are_those_of_a_full_forward_pass(shared_tiny_policy: Policy):
     prompts = [list(b"The sum of 2 and 3?"), list(b"The sum of 4"), list(b"x")]
     assert trainer_gap(shared_tiny_policy, prompts, generate(TransformersEngine(shared_tiny_policy), prompts)) < 1e-4
@@ -101,6 +111,14 @@ def test_the_completions_of_a_group_have_their_own_random_numbers(tiny_policy: P
     fill_embedding(tiny_policy, 0.0)  # uniform over 264 tokens: 64 draws of 2 tokens hardly ever repeat
     [group] = TransformersEngine(tiny_policy).generate([PROMPTS[0]], Sampling(max_new_tokens=2), group_size=64, keys=[keys])
     assert len({tuple(item.token_ids) for item in group}) > 55
+
+
+def test_the_tokens_of_a_completion_have_their_own_random_numbers(tiny_policy: Policy):
+    fill_embedding(tiny_policy, 0.0)
+    keys = [rollout_keys(0, "rollout", step=1, draw=0, prompt_id="p", group_size=4)]
+    [group] = TransformersEngine(tiny_policy).generate([PROMPTS[0]], Sampling(max_new_tokens=12), group_size=4, keys=keys)
+    assert all(len(set(item.token_ids)) > 8 for item in group if len(item.token_ids) == 12)
+    assert any(len(item.token_ids) == 12 for item in group)
 
 
 # Scores
@@ -315,6 +333,12 @@ def test_dpo_and_ipo_are_golden_and_antisymmetric():
     swapped = preference_margin(pair[1], pair[0], pair[3], pair[2])
     assert float(swapped) == -float(margin)
     assert float(dpo_loss(margin) - dpo_loss(swapped)) == pytest.approx(-0.1 * float(margin), abs=1e-12)
+
+
+def test_each_pair_has_its_own_loss():
+    margins = torch.tensor([1.5, -1.5, 40.0], dtype=torch.float64)
+    expected = [-math.log(1 / (1 + math.exp(-0.1 * float(margin)))) for margin in margins]
+    assert dpo_loss(margins, beta=0.1).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_pass_at_k_is_the_unbiased_estimate():

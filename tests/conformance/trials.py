@@ -147,7 +147,8 @@ def _read_result(workspace: Path, *, is_timeout: bool, elapsed_s: float) -> Resu
         return Result(is_timeout=is_timeout, elapsed_s=elapsed_s, log=text)
     data: dict[str, Any] = json.loads(path.read_text())
     failures = tuple(Failure(**failure) for failure in data.pop("failures"))
-    return Result(**data | {"collected": tuple(data["collected"])}, failures=failures, elapsed_s=elapsed_s, log=text)
+    data["collected"] = tuple(data["collected"])
+    return Result(**data, failures=failures, elapsed_s=elapsed_s, log=text)
 
 
 def _run(trial: Trial, pristine: Path, workspace: Path, root: Path) -> None:

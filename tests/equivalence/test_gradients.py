@@ -1,300 +1,382 @@
-"""The gradient of a step: the same however the step is cut and laid out, and the one that the papers write down."""
+"""The gradient of a step, for every row: the one that the papers write down, however the step is cut and laid out."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tests.builders import END
+from tests.slow_objective import Step, places_of, slow_credit, slow_loss
 from tests.tiny_batches import (
-    CUTS,
+    BINARY,
+    ON_POLICY,
     REWARDS,
-    SPEC,
+    STATS,
     WHOLE,
     Cut,
     gradient_of,
-    make_batch,
     make_learner,
+    objective_of,
     ragged_groups,
     relative_error,
     shifted_scores,
-    slow_loss,
+    slow_logprobs,
     widened,
 )
 from torch import Tensor, nn
 
-from covey.algos.objective import Objective
+from covey.algos.aggregate import AGGREGATIONS
+from covey.algos.kl import KL_TERMS
+from covey.algos.objective import Coefficients, Objective
 from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
-from covey.learner import rows_with_gradient
+from covey.batch import make_tokens
+from covey.learner import Learner
 from covey.metrics import metric_values
 from covey.models.policy import Policy
-from covey.tensors import Batch, Scores
-from covey.types import Group, Message
-
-ON_POLICY = Scores(old_logprobs=None, ref_logprobs=None)
+from covey.tensors import Batch, Scores, Tokens
+from covey.types import Group
 
 every_row = pytest.mark.parametrize("name", ALGORITHMS)
-every_cut = pytest.mark.parametrize("cut", CUTS, ids=str)
+every_cut = pytest.mark.parametrize("cut", [(1, 0), (64, 64), WHOLE], ids=str)
+every_beta = pytest.mark.parametrize("beta", [0.0, 0.3])
+
+# Rows that see right and wrong in a reward are shown such rewards, too.
+CASES = {name: (name, REWARDS) for name in ALGORITHMS}
+CASES |= {f"{name}, right or wrong": (name, BINARY) for name in ("maxrl", "passk", "bnpo", "reinforce_pp_baseline")}
 
 
-def objective_of(name: str, *, beta: float = 0.0) -> Objective:
-    return Objective(spec=ALGORITHMS[name], clip=Clip(low=0.2, high=0.28), beta=beta)
+def learner_of(policy: Policy, objective: Objective, *, beta: float = 0.0, cut: Cut = WHOLE) -> Learner:
+    return make_learner(policy, objective, cut=cut, coefficients=Coefficients(beta=beta))
 
 
-def step_gradient(policy: Policy, objective: Objective, batch: Batch, *, cut: Cut = WHOLE) -> Tensor:
-    learner = make_learner(policy, objective, cut=cut)
-    return gradient_of(policy.model, lambda: learner.accumulate_gradient(batch))
+def step_gradient(policy: Policy, objective: Objective, tokens: Tokens, scores: Scores, *, beta: float = 0.0) -> Tensor:
+    learner = learner_of(policy, objective, beta=beta)
+    return gradient_of(policy.model, lambda: learner.accumulate_gradient(learner.make_batch(tokens, scores)))
 
 
-def slow_gradient(policy: Policy, objective: Objective, groups: list[Group], scores: Scores) -> Tensor:
-    return gradient_of(policy.model, lambda: slow_loss(policy.model, groups, objective, scores).backward())
+def tokens_of(groups: list[Group]) -> Tokens:
+    return make_tokens(groups, (), STATS)
 
 
 # --- The formula -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def textbook(shared_tiny_policy64: Policy) -> dict[tuple[str, float], tuple[Scores, float, Tensor]]:
-    """Old and reference log-probs, loss and gradient of the slow transcription, by row and beta."""
-    policy, groups = shared_tiny_policy64, ragged_groups()
-    found: dict[tuple[str, float], tuple[Scores, float, Tensor]] = {}
-    for name in ALGORITHMS:
-        for beta in (0.0, 0.3):
-            objective = objective_of(name, beta=beta)
-            scores = shifted_scores(policy.model, groups, has_reference=beta > 0)
-            loss = float(slow_loss(policy.model, groups, objective, scores).detach())
-            found[name, beta] = (scores, loss, slow_gradient(policy, objective, groups, scores))
-    return found
+def logprobs_of(shared_tiny_policy64: Policy) -> Callable[..., Tensor]:
+    """Return the log-probs of the tiny groups, with gradient. They do not depend on the rewards, but on who has one."""
+    kept: dict[Any, Tensor] = {}
+
+    def logprobs(rewards: Any) -> Tensor:
+        if rewards not in kept:
+            kept[rewards] = slow_logprobs(shared_tiny_policy64.model, ragged_groups(rewards))
+        return kept[rewards]
+
+    return logprobs
 
 
-@every_row
-@pytest.mark.parametrize("beta", [0.0, 0.3])
+def slow_gradient(policy: Policy, loss: Tensor) -> Tensor:
+    pieces = torch.autograd.grad(loss, list(policy.model.parameters()), retain_graph=True)
+    return torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+def assert_is_textbook(
+    policy: Policy, name: str, objective: Objective, step: Step, *, cuts: tuple[Cut, ...] = (WHOLE,), **fields: Any
+) -> None:
+    """Compare loss and gradient with the slow transcription's; `fields` are changes of the step on the slow side only."""
+    step = dataclasses.replace(step, options=objective.options, kl=objective.kl, mean=objective.aggregation, **fields)
+    loss = slow_loss(name, step)
+    expected = slow_gradient(policy, loss)
+    assert float(expected.norm()) > 1e-3  # Else anything would do.
+    for cut in cuts:
+        learner = learner_of(policy, objective, beta=step.beta, cut=cut)
+        scores = Scores(old_logprobs=step.old, ref_logprobs=step.ref)
+        batch = learner.make_batch(tokens_of(list(step.groups)), scores)
+        found: list[float] = []
+        gradient = gradient_of(
+            policy.model, lambda batch=batch, to=learner: found.append(to.accumulate_gradient(batch).metrics["loss/value"].value)
+        )
+        assert relative_error(gradient, expected) < 1e-10
+        assert found[0] == pytest.approx(float(loss.detach()), abs=1e-12)
+
+
+def off_policy(logprobs: Tensor, groups: list[Group], *, beta: float = 0.0, scale: float = 0.3) -> Step:
+    scores = shifted_scores(logprobs, groups, scale=scale)
+    return Step(groups=groups, logprobs=logprobs, old=scores.old_logprobs, ref=scores.ref_logprobs, beta=beta)
+
+
+@pytest.mark.parametrize("case", CASES)
+@every_beta
 @every_cut
 def test_the_gradient_is_the_textbook_one_however_the_step_is_cut(
-    shared_tiny_policy64: Policy, textbook: dict[Any, Any], name: str, beta: float, cut: Cut
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], case: str, beta: float, cut: Cut
 ):
-    scores, _, expected = textbook[name, beta]
-    objective = objective_of(name, beta=beta)
-    batch = make_batch(ragged_groups(), objective, scores)
-    found = step_gradient(shared_tiny_policy64, objective, batch, cut=cut)
-    assert relative_error(found, expected) < 1e-10
+    name, rewards = CASES[case]
+    step = off_policy(logprobs_of(rewards), ragged_groups(rewards), beta=beta)
+    assert_is_textbook(shared_tiny_policy64, name, objective_of(name), step, cuts=(cut,))
 
 
 @every_row
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_loss_and_metrics_do_not_depend_on_the_cut(
-    shared_tiny_policy64: Policy, textbook: dict[Any, Any], name: str, beta: float
+def test_the_rows_own_aggregation_and_kl_term_are_the_papers(name: str):
+    from tests.slow_objective import ROWS
+
+    assert (ALGORITHMS[name].aggregation, ALGORITHMS[name].kl) == (ROWS[name].mean, ROWS[name].kl)
+
+
+@every_row
+def test_on_policy_the_gradient_is_the_textbook_one(
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], name: str
 ):
-    scores, loss, _ = textbook[name, beta]
-    objective = objective_of(name, beta=beta)
-    batch = make_batch(ragged_groups(), objective, scores)
+    step = Step(groups=ragged_groups(), logprobs=logprobs_of(REWARDS))
+    assert_is_textbook(shared_tiny_policy64, name, objective_of(name), step)
+
+
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_every_aggregation_is_the_textbook_one(
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], mode: Any, name: str
+):
+    step = off_policy(logprobs_of(REWARDS), ragged_groups(), beta=0.3)
+    assert_is_textbook(shared_tiny_policy64, name, objective_of(name, aggregation=mode), step, cuts=((64, 64), WHOLE))
+
+
+@pytest.mark.parametrize("kl", KL_TERMS)
+@pytest.mark.parametrize("name", ["grpo", "gmpo", "reinforce_pp"])
+def test_every_kl_term_is_the_textbook_one(
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], kl: str, name: str
+):
+    step = off_policy(logprobs_of(REWARDS), ragged_groups(), beta=0.3)
+    assert_is_textbook(shared_tiny_policy64, name, objective_of(name, kl=kl), step, cuts=((64, 64),))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("grpo", {"dual_clip": 2.0}),
+        ("grpo", {"delta": 1.5}),
+        ("grpo", {"ddof": 0, "eps": 0.1}),
+        ("grpo", {"min_group_std": 0.4}),
+        ("maxrl", {"all_fail_correction": False}),
+        ("passk", {"k": 3}),
+        ("reinforce_pp_baseline", {"whiten_over": "tokens"}),
+        ("gdpo", {"ddof": 0}),
+    ],
+    ids=str,
+)
+def test_the_options_of_a_row_reach_its_gradient(
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], name: str, options: dict[str, Any]
+):
+    """With ratios far enough from 1 for the outer clips to act."""
+    rewards = BINARY if name == "maxrl" else REWARDS
+    step = off_policy(logprobs_of(rewards), ragged_groups(rewards), scale=1.0)
+    assert_is_textbook(shared_tiny_policy64, name, objective_of(name, **options), step)
+    plain = dataclasses.replace(step, options=objective_of(name).options)
+    assert float(slow_loss(name, plain)) != pytest.approx(
+        float(slow_loss(name, dataclasses.replace(step, options=objective_of(name, **options).options))), rel=1e-3
+    )
+
+
+@every_row
+@every_beta
+def test_loss_and_metrics_do_not_depend_on_the_cut(
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], name: str, beta: float
+):
+    objective, groups = objective_of(name), ragged_groups()
+    scores = shifted_scores(logprobs_of(REWARDS), groups)
 
     def metrics_of(cut: Cut) -> dict[str, float | None]:
-        learner = make_learner(shared_tiny_policy64, objective, cut=cut)
+        learner = learner_of(shared_tiny_policy64, objective, beta=beta, cut=cut)
+        batch = learner.make_batch(tokens_of(groups), scores)
         found: list[dict[str, float | None]] = []
-        gradient_of(learner.model, lambda: found.append(metric_values(learner.accumulate_gradient(batch))))
+        gradient_of(learner.model, lambda: found.append(metric_values(learner.accumulate_gradient(batch).metrics)))
         return found[0]
 
     whole = metrics_of(WHOLE)
-    assert whole["loss/value"] == pytest.approx(loss, abs=1e-12)
-    assert 0 < (whole["clip/low_frac"] or 0) < 1  # The batch is off policy enough to clip on both sides.
-    assert 0 < (whole["clip/high_frac"] or 0) < 1
-    assert ("kl/ref" in whole) == (beta > 0)
-    for cut in CUTS:
+    for cut in [(1, 0), (64, 64)]:
         assert metrics_of(cut) == pytest.approx(whole, abs=1e-10)
 
 
-@every_row
-def test_on_policy_the_gradient_is_the_textbook_one(shared_tiny_policy64: Policy, name: str):
+@pytest.mark.parametrize(("name", "low", "high"), [("grpo", 0.8, 1.28), ("gmpo", 0.8187307531, 1.3231298123)])
+def test_the_clipped_share_is_that_of_the_tokens_in_rows_with_a_gradient(
+    shared_tiny_policy64: Policy, logprobs_of: Callable[..., Tensor], name: str, low: float, high: float
+):
     objective, groups = objective_of(name), ragged_groups()
-    found = step_gradient(shared_tiny_policy64, objective, make_batch(groups, objective, ON_POLICY))
-    assert relative_error(found, slow_gradient(shared_tiny_policy64, objective, groups, ON_POLICY)) < 1e-10
-
-
-@every_row
-@every_cut
-def test_in_float32_the_cut_changes_the_gradient_by_rounding_only(shared_tiny_policy: Policy, name: str, cut: Cut):
-    objective, groups = objective_of(name, beta=0.3), ragged_groups()
-    batch = make_batch(groups, objective, shifted_scores(shared_tiny_policy.model, groups, has_reference=True))
-    whole = step_gradient(shared_tiny_policy, objective, batch)
-    found = step_gradient(shared_tiny_policy, objective, batch, cut=cut)
-    assert relative_error(found, whole) < 1e-5
+    step = dataclasses.replace(off_policy(logprobs_of(REWARDS), groups), options=objective.options)
+    assert step.old is not None
+    ratio, credit = (step.logprobs - step.old).exp(), slow_credit(name, step)
+    rows = [tokens for group in places_of(step) for tokens in group if any(credit[place] for place in tokens)]
+    places = [place for tokens in rows for place in tokens]
+    learner = learner_of(shared_tiny_policy64, objective)
+    batch = learner.make_batch(tokens_of(groups), Scores(old_logprobs=step.old, ref_logprobs=None))
+    metrics: list[dict[str, Any]] = []
+    gradient_of(learner.model, lambda: metrics.append(metric_values(learner.accumulate_gradient(batch).metrics)))
+    num_low = sum(float(ratio[place]) < low and credit[place] < 0 for place in places)
+    num_high = sum(float(ratio[place]) > high and credit[place] > 0 for place in places)
+    assert num_low > 0
+    assert num_high > 0
+    assert metrics[0]["clip/low_frac"] == pytest.approx(num_low / len(places))
+    assert metrics[0]["clip/high_frac"] == pytest.approx(num_high / len(places))
 
 
 # --- What it must not depend on --------------------------------------------------------------------------------------
 
 
 @every_row
-def test_more_padding_changes_nothing(shared_tiny_policy64: Policy, name: str):
-    objective, groups = objective_of(name, beta=0.3), ragged_groups()
-    scores = shifted_scores(shared_tiny_policy64.model, groups, has_reference=True)
-    batch = make_batch(groups, objective, scores)
+@every_cut
+def test_in_float32_the_cut_changes_the_gradient_by_rounding_only(shared_tiny_policy: Policy, name: str, cut: Cut):
+    objective, groups = objective_of(name), ragged_groups()
+    learners = [learner_of(shared_tiny_policy, objective, beta=0.3, cut=each) for each in (WHOLE, cut)]
+    scores = shifted_scores(learners[0].score(shared_tiny_policy.model, tokens_of(groups)).logprobs, groups)
+    batch = learners[0].make_batch(tokens_of(groups), scores)
+    whole, found = (gradient_of(learner.model, lambda to=learner: to.accumulate_gradient(batch)) for learner in learners)
+    assert relative_error(found, whole) < 1e-5
 
-    def wide(values: Tensor | None) -> Tensor:
-        assert values is not None
-        return nn.functional.pad(values, (0, 9))
 
-    wider = Batch(
-        tokens=widened(batch.tokens, extra=9),
-        scores=Scores(old_logprobs=wide(scores.old_logprobs), ref_logprobs=wide(scores.ref_logprobs)),
-        advantages=wide(batch.advantages),
-    )
-    expected = step_gradient(shared_tiny_policy64, objective, batch)
-    assert relative_error(step_gradient(shared_tiny_policy64, objective, wider), expected) < 1e-12
+@pytest.fixture
+def shifted(logprobs_of: Callable[..., Tensor]) -> Scores:
+    """Log-probs of frozen models for the tiny groups."""
+    return shifted_scores(logprobs_of(REWARDS), ragged_groups())
+
+
+def of_rows(scores: Scores, rows: list[int]) -> Scores:
+    assert scores.old_logprobs is not None
+    assert scores.ref_logprobs is not None
+    return Scores(old_logprobs=scores.old_logprobs[rows], ref_logprobs=scores.ref_logprobs[rows])
 
 
 @every_row
-def test_the_order_of_the_groups_does_not_matter(shared_tiny_policy64: Policy, name: str):
-    objective, groups = objective_of(name, beta=0.3), ragged_groups()
-    scores = shifted_scores(shared_tiny_policy64.model, groups, has_reference=True)
-    assert scores.old_logprobs is not None
-    assert scores.ref_logprobs is not None
-    order = [2, 0, 1]
-    rows = [5 * group + sample for group in order for sample in range(5)]
-    reordered = make_batch(
-        [groups[index] for index in order],
-        objective,
-        Scores(old_logprobs=scores.old_logprobs[rows], ref_logprobs=scores.ref_logprobs[rows]),
+def test_more_padding_changes_nothing(shared_tiny_policy64: Policy, shifted: Scores, name: str):
+    tokens = tokens_of(ragged_groups())
+    assert shifted.old_logprobs is not None
+    assert shifted.ref_logprobs is not None
+    wide = Scores(
+        old_logprobs=nn.functional.pad(shifted.old_logprobs, (0, 9)), ref_logprobs=nn.functional.pad(shifted.ref_logprobs, (0, 9))
     )
-    expected = step_gradient(shared_tiny_policy64, objective, make_batch(groups, objective, scores), cut=(64, 64))
-    assert relative_error(step_gradient(shared_tiny_policy64, objective, reordered, cut=(64, 64)), expected) < 1e-10
+    expected = step_gradient(shared_tiny_policy64, objective_of(name), tokens, shifted, beta=0.3)
+    found = step_gradient(shared_tiny_policy64, objective_of(name), widened(tokens, extra=9), wide, beta=0.3)
+    assert relative_error(found, expected) < 1e-12
+
+
+@every_row
+def test_the_order_of_the_groups_does_not_matter(shared_tiny_policy64: Policy, shifted: Scores, name: str):
+    groups, order = ragged_groups(), [2, 0, 1]
+    rows = [5 * group + sample for group in order for sample in range(5)]
+    reordered = tokens_of([groups[index] for index in order])
+    expected = step_gradient(shared_tiny_policy64, objective_of(name), tokens_of(groups), shifted, beta=0.3)
+    found = step_gradient(shared_tiny_policy64, objective_of(name), reordered, of_rows(shifted, rows), beta=0.3)
+    assert relative_error(found, expected) < 1e-10
 
 
 @every_row
 @pytest.mark.parametrize("max_shared_tokens", [0, 4096])
 def test_what_stands_after_the_end_of_a_completion_changes_no_bit(
-    shared_tiny_policy: Policy, name: str, max_shared_tokens: int
+    shared_tiny_policy: Policy, shifted: Scores, name: str, max_shared_tokens: int
 ):
-    objective, groups = objective_of(name, beta=0.3), ragged_groups()
-    batch = make_batch(groups, objective, shifted_scores(shared_tiny_policy.model, groups, has_reference=True))
-    beyond = ~batch.tokens.completion_mask
-    assert batch.tokens.sampling_logprobs is not None
-    assert batch.scores.old_logprobs is not None
-    assert batch.scores.ref_logprobs is not None
-    spoiled = Batch(
-        tokens=dataclasses.replace(
-            batch.tokens,
-            completion_ids=batch.tokens.completion_ids.masked_fill(beyond, 65),
-            sampling_logprobs=batch.tokens.sampling_logprobs.masked_fill(beyond, -77.0),
+    tokens = tokens_of(ragged_groups())
+    beyond = ~tokens.completion_mask
+    assert shifted.old_logprobs is not None
+    assert shifted.ref_logprobs is not None
+    old, ref = shifted.old_logprobs.float(), shifted.ref_logprobs.float()
+    spoiled = dataclasses.replace(tokens, completion_ids=tokens.completion_ids.masked_fill(beyond, 65))
+    learner = learner_of(shared_tiny_policy, objective_of(name), beta=0.3, cut=(4096, max_shared_tokens))
+    batches = [
+        learner.make_batch(tokens, Scores(old_logprobs=old, ref_logprobs=ref)),
+        learner.make_batch(
+            spoiled, Scores(old_logprobs=old.masked_fill(beyond, -3.0), ref_logprobs=ref.masked_fill(beyond, 5.0))
         ),
-        scores=Scores(
-            old_logprobs=batch.scores.old_logprobs.masked_fill(beyond, -3.0),
-            ref_logprobs=batch.scores.ref_logprobs.masked_fill(beyond, 5.0),
-        ),
-        advantages=batch.advantages.masked_fill(beyond, 11.0),
-    )
-    learner = make_learner(shared_tiny_policy, objective, cut=(4096, max_shared_tokens))
+    ]
+    batches[1] = dataclasses.replace(batches[1], advantages=batches[1].advantages.masked_fill(beyond, 11.0))
     metrics: list[dict[str, Any]] = []
-    clean_gradient = gradient_of(learner.model, lambda: metrics.append(learner.accumulate_gradient(batch)))
-    spoiled_gradient = gradient_of(learner.model, lambda: metrics.append(learner.accumulate_gradient(spoiled)))
-    assert torch.equal(spoiled_gradient, clean_gradient)
+    clean, dirty = (
+        gradient_of(learner.model, lambda batch=batch: metrics.append(learner.accumulate_gradient(batch).metrics))
+        for batch in batches
+    )
+    assert torch.equal(dirty, clean)
     assert metrics[1] == metrics[0]
 
 
 @every_row
 def test_an_unscorable_completion_leaves_numerator_and_denominators(shared_tiny_policy64: Policy, name: str):
     """What it says does not matter, and the others count as a batch without it: here, a group that is rid of one member."""
-    objective = objective_of(name)
     with_one = ragged_groups([[1.0, 0.0, 0.5, None, 0.5]], prompt_lengths=[30], completion_lengths=[[3, 14, 1, 9, 6]])
     rollouts = with_one[0].rollouts
     without = [dataclasses.replace(with_one[0], rollouts=rollouts[:3] + rollouts[4:])]
-    expected = step_gradient(shared_tiny_policy64, objective, make_batch(without, objective, ON_POLICY))
-    found = step_gradient(shared_tiny_policy64, objective, make_batch(with_one, objective, ON_POLICY))
+    expected = step_gradient(shared_tiny_policy64, objective_of(name), tokens_of(without), ON_POLICY)
+    found = step_gradient(shared_tiny_policy64, objective_of(name), tokens_of(with_one), ON_POLICY)
     assert relative_error(found, expected) < 1e-10
 
 
-@every_row
-def test_a_dropped_flat_group_leaves_the_denominators(shared_tiny_policy64: Policy, name: str):
-    objective = objective_of(name)
-    groups = ragged_groups([REWARDS[1], REWARDS[1], [1.0] * 5])
-    kept = step_gradient(shared_tiny_policy64, objective, make_batch(groups, objective, ON_POLICY))
-    dropped = step_gradient(shared_tiny_policy64, objective, make_batch(groups[:2], objective, ON_POLICY))
-    assert relative_error(dropped, kept * 3 / 2) < 1e-10  # Two thirds of the completions, each now with that much more weight.
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("reinforce", "reinforce_pp")])
+def test_a_flat_group_that_is_left_out_leaves_the_denominators_but_not_the_statistics(shared_tiny_policy64: Policy, name: str):
+    """The two rows without a baseline learn from it; for the others it has no signal."""
+    objective, groups = objective_of(name), ragged_groups()
+    assert objective.has_signal(tokens_of(groups).stats)[:, 0].tolist() == [True, True, False]
+    kept = step_gradient(shared_tiny_policy64, objective, tokens_of(groups), ON_POLICY)
+    dropped = step_gradient(shared_tiny_policy64, objective, make_tokens(groups[:2], groups[2:], STATS), ON_POLICY)
+    num_tokens = tokens_of(groups).completion_mask.sum(dim=1)
+    ratio = num_tokens.sum() / num_tokens[:10].sum() if objective.aggregation == "token-mean" else 14 / 9
+    assert relative_error(dropped, kept * ratio) < 1e-6
 
 
-# --- Which positions and rows take part ------------------------------------------------------------------------------
+EXACT_WITH = {"batch_std": {"ddof": 0}, "reinforce_pp_baseline": {"ddof": 0}, "gdpo": {"ddof": 0}}
+"""Rows with a deviation over the batch: with the divisor n, and not n - 1, it does not feel that everything comes twice."""
 
 
-def positions_with_gradient(policy: Policy, groups: list[Group], *, max_shared_tokens: int) -> list[list[int]]:
-    """Return for each forward pass, one pack each, the positions whose hidden state (and so logits) gets a gradient."""
-    states: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        output.last_hidden_state.retain_grad()
-        states.append(output.last_hidden_state)
-
-    objective = objective_of("grpo")
-    learner = make_learner(policy, objective, cut=(1, max_shared_tokens))
-    hook = policy.model.get_decoder().register_forward_hook(keep)
-    gradient_of(policy.model, lambda: learner.accumulate_gradient(make_batch(groups, objective, ON_POLICY)))
-    hook.remove()
-    gradients = [state.grad[0] for state in states if state.grad is not None]
-    assert len(gradients) == len(states)
-    return [gradient.abs().sum(dim=1).nonzero()[:, 0].tolist() for gradient in gradients]
-
-
-def test_the_loss_reaches_the_logits_that_predict_the_completion_its_end_included_and_no_others(
-    shared_tiny_policy: Policy,
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "reinforce_pp"])
+def test_a_batch_that_comes_twice_has_the_loss_and_the_gradient_of_one(
+    shared_tiny_policy64: Policy, shifted: Scores, name: str
 ):
-    groups = ragged_groups([[1.0, 0.0]], prompt_lengths=[7], completion_lengths=[[4, 2]])
-    assert groups[0].rollouts[0].completion.token_ids[-1] == END  # Which is the padding token, too.
-    found = positions_with_gradient(shared_tiny_policy, groups, max_shared_tokens=0)
-    assert found == [[6, 7, 8, 9], [6, 7]]  # Position 6, the prompt's last, predicts the first token; 9 predicts the end.
+    objective, groups = objective_of(name, **EXACT_WITH.get(name, {})), ragged_groups()
+    once = step_gradient(shared_tiny_policy64, objective, tokens_of(groups), shifted, beta=0.3)
+    twice = of_rows(shifted, [*range(15), *range(15)])
+    found = step_gradient(shared_tiny_policy64, objective, tokens_of(groups + groups), twice, beta=0.3)
+    assert relative_error(found, once) < 1e-10
 
 
-def test_behind_a_shared_prompt_the_loss_reaches_the_same_logits(shared_tiny_policy: Policy):
-    groups = ragged_groups([[1.0, 0.0]], prompt_lengths=[7], completion_lengths=[[4, 2]])
-    found = positions_with_gradient(shared_tiny_policy, groups, max_shared_tokens=4096)
-    assert found == [[6, 7, 8, 9, 10]]  # 7 to 9 and 10 are the completions without their last tokens.
+def test_whitening_feels_a_batch_that_comes_twice_by_its_divisor_alone(shared_tiny_policy64: Policy, shifted: Scores):
+    objective, groups = objective_of("reinforce_pp"), ragged_groups()
+    once = step_gradient(shared_tiny_policy64, objective, tokens_of(groups), shifted, beta=0.3)
+    twice = of_rows(shifted, [*range(15), *range(15)])
+    found = step_gradient(shared_tiny_policy64, objective, tokens_of(groups + groups), twice, beta=0.3)
+    n = int(tokens_of(groups).completion_mask.sum())
+    assert relative_error(found, once * ((2 * n - 1) / (2 * n - 2)) ** 0.5) < 1e-6
 
 
-def test_the_end_token_is_learned_although_it_is_the_padding_token(tiny_policy64: Policy):
-    """Its probability after a rewarded completion must rise."""
-    groups = ragged_groups([[1.0, 0.0]], prompt_lengths=[7], completion_lengths=[[4, 1]])
-    rollout = groups[0].rollouts[0]
-    ids = torch.tensor([rollout.prompt_ids + rollout.completion.token_ids[:-1]])
+# --- Which rows take part --------------------------------------------------------------------------------------------
 
-    def end_logprob() -> float:
-        with torch.no_grad():
-            return float(tiny_policy64.model(input_ids=ids).logits[0, -1].log_softmax(dim=-1)[END])
-
-    before = end_logprob()
-    learner = make_learner(tiny_policy64, objective_of("grpo"), spec=dataclasses.replace(SPEC, learning_rate=1e-4))
-    learner.update(make_batch(groups, learner.objective, ON_POLICY))
-    assert end_logprob() > before
+SCORED = [0, 1, 2, *range(4, 15)]
+"""Row 3 could not be scored."""
 
 
-def test_the_embedding_of_the_end_token_is_trained_where_a_prompt_contains_it(tiny_policy: Policy):
-    """Embeddings with a padding index drop that token's gradient without a word."""
-    model = tiny_policy.model
-    # Untied, because the gradient of a shared output matrix would hide a missing one.
-    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    prompt_ids = tiny_policy.encode([Message(role="user", content="Hi")])
-    assert END in prompt_ids
-    assert tiny_policy.tokenizer.pad_token_id == END
-    group = ragged_groups([[1.0, 0.0]], prompt_lengths=[1], completion_lengths=[[1, 1]])[0]  # No end token in these.
-    rollouts = tuple(dataclasses.replace(rollout, prompt_ids=prompt_ids) for rollout in group.rollouts)
-    batch = make_batch([dataclasses.replace(group, rollouts=rollouts)], objective_of("grpo"), ON_POLICY)
-    make_learner(tiny_policy, objective_of("grpo")).accumulate_gradient(batch)
-    gradient = dict(model.named_parameters())["model.embed_tokens.weight"].grad
-    assert gradient is not None
-    assert gradient.abs().sum(dim=1).nonzero()[:, 0].tolist() == sorted(set(prompt_ids))
+@every_row
+def test_rows_whose_advantage_is_exactly_zero_are_skipped(shared_tiny_policy64: Policy, name: str):
+    objective, groups = objective_of(name), ragged_groups()
+    learner = learner_of(shared_tiny_policy64, objective)
+    step = Step(groups=groups, logprobs=torch.zeros(15, 14), options=objective.options)
+    credit = slow_credit(name, step)
+    rows = sorted({row for (row, _), value in credit.items() if value})
+    assert learner.rows_with_gradient(learner.make_batch(tokens_of(groups), ON_POLICY)) == rows
 
 
-def test_rows_whose_advantage_is_exactly_zero_are_skipped_unless_there_is_a_kl_term():
-    batch = make_batch(ragged_groups(), objective_of("grpo"), ON_POLICY)
-    scored = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]  # Row 3 could not be scored.
-    assert rows_with_gradient(batch, has_kl=True) == scored
-    assert rows_with_gradient(batch, has_kl=False) == [0, 1, 5, 6, 7, 8, 9]  # 2 and 4 are at the mean, 10 to 14 are flat.
+def test_no_scored_row_is_skipped_where_kl_or_entropy_is_in_the_loss(shared_tiny_policy64: Policy, shifted: Scores):
+    objective, tokens = objective_of("grpo"), tokens_of(ragged_groups())
+    for coefficients, rows in [
+        (Coefficients(), [0, 1, 5, 6, 7, 8, 9]),  # 2 and 4 are at the mean, 10 to 14 are flat.
+        (Coefficients(beta=0.3), SCORED),
+        (Coefficients(entropy=0.01), SCORED),
+    ]:
+        learner = make_learner(shared_tiny_policy64, objective, coefficients=coefficients)
+        assert learner.rows_with_gradient(learner.make_batch(tokens, shifted)) == rows
 
 
 @every_row
 def test_skipping_rows_changes_no_gradient(shared_tiny_policy64: Policy, name: str, monkeypatch: pytest.MonkeyPatch):
-    objective = objective_of(name)
-    batch = make_batch(ragged_groups(), objective, ON_POLICY)
-    skipping = step_gradient(shared_tiny_policy64, objective, batch)
-    monkeypatch.setattr("covey.learner.rows_with_gradient", lambda batch, has_kl: [*range(3), *range(4, 15)])
-    assert relative_error(skipping, step_gradient(shared_tiny_policy64, objective, batch)) < 1e-12
+    objective, tokens = objective_of(name), tokens_of(ragged_groups())
+    skipping = step_gradient(shared_tiny_policy64, objective, tokens, ON_POLICY)
+
+    def all_scored(learner: Learner, batch: Batch) -> list[int]:
+        return SCORED
+
+    monkeypatch.setattr(Learner, "rows_with_gradient", all_scored)
+    assert relative_error(skipping, step_gradient(shared_tiny_policy64, objective, tokens, ON_POLICY)) < 1e-12

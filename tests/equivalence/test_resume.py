@@ -35,6 +35,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "with a reference": {"beta": 0.1},
     "with several draws": {"max_draws": 3, "group_size": 2, "max_new_tokens": 3},
+    "with a moving reference and controllers": {
+        "beta": 0.1,
+        "kl_target": 0.01,
+        "kl_horizon": 20,
+        "reference_every": 2,
+        "reference_mix": 0.5,
+        "entropy_target": 5.0,
+    },
+    "with a curriculum and several updates a step": {
+        "curriculum": "pass_rate",
+        "num_iterations": 2,
+        "num_minibatches": 3,
+        "token_filter": "clip_cov",
+        "algorithm__correction": "tis_token",
+    },
+    "with a greedy baseline and shaped sampling": {
+        "algorithm__name": "remax",
+        "top_p": 0.9,
+        "repetition_penalty": 1.2,
+        "stop": ["7"],
+    },
     "with decay, in bfloat16": {"decay": True, "weight_decay": 0.1, "compute_dtype": "bfloat16", "algorithm__name": "dr_grpo"},
 }
 

@@ -22,7 +22,7 @@ def code_words(path: Path) -> set[str]:
         if token.type == tokenize.NAME:
             words |= {token.string, token.string.removesuffix("_advantages").removesuffix("_surrogate")}
         if token.type == tokenize.STRING and len(token.string) < 40:
-            words.add(token.string.strip("rfb\"'"))
+            words.add(token.string.lstrip("rRbBfFuU").strip("\"'"))
     return words
 
 
