@@ -83,8 +83,12 @@ def test_masked_truncated_completions_are_sampled_and_logged_but_not_trained_on(
 
 def test_a_step_whose_completions_are_all_truncated_and_masked_makes_no_update(directory: Path):
     """With one token a completion is cut off or empty; the empty ones have equal rewards."""
-    run = train_digits(directory, "all truncated", num_steps=2, max_new_tokens=1, truncated="mask")
-    trained = train_digits(directory, "none masked", num_steps=2, max_new_tokens=1)
+
+    def is_odd(completion: str) -> float:
+        return float(sum(completion.encode()) % 2)
+
+    run = train_digits(directory, "all truncated", reward=is_odd, num_steps=2, max_new_tokens=1, truncated="mask")
+    trained = train_digits(directory, "none masked", reward=is_odd, num_steps=2, max_new_tokens=1)
     assert min(row["completion/truncated_frac"] for row in run.metrics) > 0.5
     assert run.metrics[-1]["optimizer/num_updates"] == 0 < trained.metrics[-1]["optimizer/num_updates"]
 
