@@ -59,7 +59,7 @@ def test_the_mean_of_the_covariances_is_the_covariance():
     assert float(found[MASK].mean()) == pytest.approx(float(torch.cov(pairs, correction=0)[0, 1]), abs=1e-12)
 
 
-@pytest.mark.parametrize(("share", "count"), [(2e-4, 1), (0.1, 1), (0.3, 3)])
+@pytest.mark.parametrize(("share", "count"), [(2e-4, 1), (0.1, 1), (0.3, 3), (0.8, 8)])
 def test_the_tokens_of_highest_covariance_pay_for_moving(share: float, count: int):
     found = kl_cov_mask(padded(LOGPROBS, filler=GARBAGE), padded(ADVANTAGES, filler=GARBAGE), MASK, share=share)
     assert chosen(found) == highest(slow_covariance(), count)
