@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: train test check docs bench clean
+.PHONY: train test check conformance docs bench clean
 
 # The environment is stamped, so that it is made once and again only if what it depends on changes.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -35,6 +35,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 	$(BIN)/lint-imports
+
+## Plant every known bug, one by one, and see that a test fails by an assertion. `ARGS="--class 43"` for one class.
+conformance: $(VENV)/.dev
+	$(BIN)/python -m tests.conformance.run $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

@@ -55,7 +55,7 @@ class AlgorithmSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _take_defaults_of_the_row(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("name", DEFAULT_ALGORITHM) not in ALGORITHMS:
+        if not isinstance(values, Mapping) or str(values.get("name", DEFAULT_ALGORITHM)) not in ALGORITHMS:
             return values
         return row_defaults(values) | {option: value for option, value in values.items() if value is not None}
 
@@ -94,11 +94,11 @@ ROW_KEYS = ("name", "correction", "token_filter")
 
 def row_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the named rows say where a recipe is silent: options, aggregation, KL term, bounds, shares."""
-    spec = ALGORITHMS[values.get("name", DEFAULT_ALGORITHM)]
+    spec = ALGORITHMS[str(values.get("name", DEFAULT_ALGORITHM))]
     defaults = dict(spec.options) | {"aggregation": spec.aggregation, "kl": spec.kl}
-    if (correction := CORRECTIONS.get(values.get("correction", ""))) is not None:
+    if (correction := CORRECTIONS.get(str(values.get("correction")))) is not None:
         defaults |= {"correction_low": correction.low, "correction_high": correction.high}
-    if (token_filter := TOKEN_FILTERS.get(values.get("token_filter", ""))) is not None and token_filter.share:
+    if (token_filter := TOKEN_FILTERS.get(str(values.get("token_filter")))) is not None and token_filter.share:
         defaults["filter_share"] = token_filter.share
     return defaults
 

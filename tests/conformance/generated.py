@@ -19,6 +19,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,10 @@ def mutants_of(file: str, text: str) -> list[Mutant]:
 
 def changes(text: str) -> Iterator[tuple[str, str]]:
     """Yield (operator's name, the file's text after one application of it), for all operators and places."""
-    import parso  # before cosmic_ray, which imports parts of it in an order that does not work alone
-    from cosmic_ray.ast import ast_nodes
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.operators.provider import OperatorProvider
-
-    provider = OperatorProvider()
+    parso: Any = import_module("parso")  # before cosmic_ray, which imports parts of it in an order that does not work alone
+    ast_nodes = import_module("cosmic_ray.ast").ast_nodes
+    mutate_code = import_module("cosmic_ray.mutating").mutate_code
+    provider = import_module("cosmic_ray.operators.provider").OperatorProvider()
     for name in provider:
         operator_class: Any = provider[name]
         # Those with arguments swap variables, and would have to be told which. Shifts and bits of floats only ever crash.

@@ -66,8 +66,8 @@ def test_a_single_scored_completion_has_no_advantage_unless_the_row_has_another_
 
 
 def test_an_unscorable_completion_is_no_wrong_one():
-    stats = group_stats([make_group([None, -1.0, 1.0, None])])
-    close(dr_grpo_advantages(stats), [[0.0, -1.0, 1.0, 0.0]])
+    stats = group_stats([make_group([None, -1.0, 0.5, None])])
+    close(dr_grpo_advantages(stats), [[0.0, -0.75, 0.75, 0.0]])
 
 
 def test_groups_of_different_sizes_are_each_as_if_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -41,23 +42,17 @@ def loss_of(
     """Return the loss of a step that is one micro-batch; by default with the golden fixture's advantages and mask."""
     mask = MASK if mask is None else mask
     weights = sequence_weights(mask, objective.aggregation, group_size=group_size, max_length=max_length, dtype=torch.float64)
-    return policy_loss(
-        objective,
-        LossInputs(
-            **{
-                "logprobs": logprobs,
-                "old_logprobs": old,
-                "ref_logprobs": ref,
-                "entropy": torch.zeros_like(logprobs),
-                "advantages": padded(ADVANTAGES) if advantages is None else advantages,
-                "mask": mask,
-                "weights": weights.to(logprobs.dtype),
-                "num_tokens": int(mask.sum()),
-                **inputs,
-            }
-        ),
-        coefficients or Coefficients(),
+    step = LossInputs(
+        logprobs=logprobs,
+        old_logprobs=old,
+        ref_logprobs=ref,
+        entropy=torch.zeros_like(logprobs),
+        advantages=padded(ADVANTAGES) if advantages is None else advantages,
+        mask=mask,
+        weights=weights.to(logprobs.dtype),
+        num_tokens=int(mask.sum()),
     )
+    return policy_loss(objective, dataclasses.replace(step, **inputs), coefficients or Coefficients())
 
 
 def gradient_of_loss(output: LossOutput, leaf: Tensor) -> Tensor:
