@@ -159,6 +159,11 @@ def gradient_of(model: PreTrainedModel, backward: Callable[[], object]) -> Tenso
     return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
+def gradient_from(model: PreTrainedModel, loss: Tensor) -> Tensor:
+    """Return the gradient of a loss that was found in another way, as one vector."""
+    return gradient_of(model, loss.backward)
+
+
 def step_gradient(learner: Learner, batch: Batch) -> Tensor:
     """Return the gradient of the whole step's loss."""
     return gradient_of(learner.model, lambda: learner.accumulate_gradient(batch))

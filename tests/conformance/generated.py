@@ -165,6 +165,8 @@ def run_mutants(mutants: Sequence[Mutant], *, jobs: int, timeout_s: float) -> It
     for trial, result in run_trials([Trial(name="as it is", tests=tests) for tests in suites], jobs=jobs, timeout_s=1200):
         if result.exit_code != 0 or not result.used_copy:
             sys.exit(f"without a change, {' '.join(trial.tests)} did not pass:\n{result.log}")
+        # A survivor takes as long as this: on a busy machine it must not look as if it never ended.
+        timeout_s = max(timeout_s, 4 * result.elapsed_s)
     by_key = {mutant.key: mutant for mutant in mutants}
     trials = [
         Trial(name=mutant.key, tests=tests_of(mutant.file), changed={mutant.file: mutant.text}, options=("-x",))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from covey.evaluate import EvaluationSpec, evaluate
 from covey.models.policy import Policy
 from covey.monitor.run_directory import read_rows
 from covey.rewards.base import Rewarder, safe_score
+from covey.rewards.extract import MAX_TEXT_CHARACTERS, normalise
 from covey.rewards.length import soft_overlong_penalty, with_overlong_penalty
 from covey.rewards.numeric import asserted_number
 from covey.rollout import SampledGroups, refuse_failing_reward, rollout_metrics, rollout_rows, sample_groups
@@ -161,11 +161,11 @@ def make_reward_of_numbers() -> Any:
     return dataclasses.replace(make_reward(lambda sample: 0.0), score=asserted_number)
 
 
-def test_a_verifier_answers_soon_whatever_it_reads():
-    started = time.monotonic()
+def test_a_verifier_reads_no_more_than_a_bounded_part_of_a_text():
+    """Patterns that take a step for each pair of characters never end on a megabyte."""
     for text in ("-" * 400_000, "1," * 200_000, "1 " * 200_000, "-\n" * 200_000):
+        assert len(normalise(text)) <= MAX_TEXT_CHARACTERS
         assert asserted_number(make_sample(text, answer=21)).value == 0.0
-    assert time.monotonic() - started < 20
 
 
 def test_a_reward_counts_tokens_and_not_characters(shared_tiny_policy: Policy):

@@ -12,6 +12,7 @@ from tests.conformance.cases import (
     alone,
     batch_of,
     distance,
+    gradient_from,
     groups_of,
     learner_of,
     rows_of,
@@ -105,10 +106,9 @@ def test_a_masked_truncated_completion_is_as_if_it_were_not_there(tiny_policy64:
     gone = batch_of(learner, groups_of([rewards[0], [0.2, 0.9, None]], lengths, cut_off=frozenset({5})))
     assert masked.mask.any(dim=1).tolist() == [True] * 5 + [False]
     assert torch.equal(step_gradient(learner, masked), step_gradient(learner, gone))
-    # Every aggregation is linear in the rows, so the rows that are left can be checked one by one.
-    alone = [batch_of(learner, groups_of([rewards[0]], lengths[:1])), batch_of(learner, groups_of(rewards[1:], lengths[1:]))]
-    assert alone[0].advantages.sum() != 0
-    torch.testing.assert_close(masked.advantages[3:5, 0].sum(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert not torch.equal(
+        step_gradient(learner, masked), step_gradient(learner, batch_of(learner, groups_of(rewards, lengths)))
+    )
 
 
 def test_a_masked_truncated_completion_leaves_the_denominators(tiny_policy64: Policy):
@@ -118,13 +118,7 @@ def test_a_masked_truncated_completion_leaves_the_denominators(tiny_policy64: Po
     logprobs = slow_logprobs(tiny_policy64.model, groups_of(rewards, lengths, cut_off=frozenset({5})))
     expected = -(logprobs * batch.advantages).sum() / (5 * 16)  # five completions are left, and 16 is the token limit
     found = step_gradient(learner, batch)
-    assert distance(found, gradient_from(tiny_policy64, expected)) < 1e-10
-
-
-def gradient_from(policy: Policy, loss: torch.Tensor) -> torch.Tensor:
-    gradients = torch.autograd.grad(loss, list(policy.model.parameters()), allow_unused=True)
-    pairs = zip(gradients, policy.model.parameters(), strict=True)
-    return torch.cat([(torch.zeros_like(weight) if found is None else found).reshape(-1) for found, weight in pairs])
+    assert distance(found, gradient_from(tiny_policy64.model, expected)) < 1e-10
 
 
 def test_a_batch_of_truncated_completions_makes_no_update(tiny_policy: Policy):

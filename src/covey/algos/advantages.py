@@ -97,7 +97,7 @@ def rloo_advantages(stats: GroupStats) -> Float64[Tensor, "P G"]:
 
     Unbiased: the baseline of a completion does not depend on it.
     """
-    count = stats.scored.sum(dim=1, keepdim=True)
+    count = stats.scored.sum(dim=1, keepdim=True).double()  # A quotient of integers would be float32.
     return dr_grpo_advantages(stats) * (count / (count - 1).clamp(min=1))
 
 
@@ -162,6 +162,8 @@ def passk_max_advantages(stats: GroupStats, *, ddof: int = 1, eps: float = 1e-6)
 
     The objective is the expected maximum of the group. Never negative, so biased; with two best ones nobody gets any.
     """
+    if stats.rewards.shape[1] < 2:
+        return torch.zeros_like(stats.rewards)
     masked = stats.rewards.masked_fill(~stats.scored, -torch.inf)
     best, second = masked.topk(2, dim=1).values.split(1, dim=1)
     lead = torch.where(rewards_differ(stats), best - second, 0.0) / (group_std(stats, ddof=ddof) + eps)

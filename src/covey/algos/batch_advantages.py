@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from covey.algos.advantages import dr_grpo_advantages, group_std, has_pair, rewards_differ, success_share
+from covey.algos.advantages import (
+    dr_grpo_advantages,
+    group_std,
+    has_pair,
+    parts_differ,
+    rewards_differ,
+    success_share,
+)
 from covey.tensors import GroupStats
 
 WhitenOver = Literal["sequences", "tokens"]
@@ -22,7 +29,7 @@ def batch_std_advantages(stats: GroupStats, *, ddof: int = 1, eps: float = 1e-4)
     """
     scored = stats.rewards[stats.scored]
     std = ((scored - scored.mean()) ** 2).sum().div(max(scored.numel() - ddof, 1)).sqrt() if scored.numel() else 0.0
-    return dr_grpo_advantages(stats) / (std + eps)
+    return torch.where(rewards_differ(stats), dr_grpo_advantages(stats) / (std + eps), 0.0)
 
 
 def reinforce_pp_baseline_advantages(
@@ -30,24 +37,26 @@ def reinforce_pp_baseline_advantages(
 ) -> Float64[Tensor, "P G"]:
     """Return (a - mean a) / (std a + eps) with a = r - mean of the group: REINFORCE++-baseline (arXiv 2501.03262).
 
-    Mean and deviation are over the batch's scored completions. "tokens" weighs each completion by its length, as
-    OpenRLHF and verl do; long completions then count more, and a group's advantages no longer add up to 0.
+    Mean and deviation are over the batch's scored completions, those without a scored peer left out. "tokens" weighs each
+    completion by its length, as OpenRLHF and verl do; long completions then count more, and a group's advantages no
+    longer add up to 0. A flat group gets exactly 0 all the same.
     """
     centred = dr_grpo_advantages(stats)
     weights = torch.where(stats.scored & has_pair(stats), stats.lengths if whiten_over == "tokens" else 1, 0).double()
     count = weights.sum().clamp(min=1)
     mean = (weights * centred).sum() / count
     std = ((weights * (centred - mean) ** 2).sum() / (count - ddof).clamp(min=1)).sqrt()
-    return torch.where(weights > 0, (centred - mean) / (std + eps), 0.0) * (std > 0)
+    return torch.where((weights > 0) & rewards_differ(stats), (centred - mean) / (std + eps), 0.0)
 
 
 def bnpo_advantages(stats: GroupStats) -> Float64[Tensor, "P G"]:
     """Return (p - mean p) / Beta(mean p; alpha, beta) with p the reward moved to [0, 1]: BNPO (arXiv 2506.02864).
 
-    The Beta density's parameters are matched to the groups' success shares x = mean p, with mean m and variance v over
-    the batch: a = (m (1 - m) / v - 1) m, b = (m (1 - m) / v - 1) (1 - m), alpha = 1 + a/3, beta = 1 + b/3, both at least
-    1. A batch whose groups all have the same share (v = 0, or a single group) tells nothing about the spread and is
-    divided by the flat density, 1. (TRL uses the name for something else: a token mean over the local batch.)
+    The Beta density's parameters are matched to the groups' success shares x = mean p, with mean m and variance v (divisor
+    P - 1) over the batch: a = (m (1 - m) / v - 1) m, b = (m (1 - m) / v - 1) (1 - m), alpha = 1 + a/3, beta = 1 + b/3,
+    both at least 1. A batch whose groups all have the same share (up to rounding), or a single group, tells nothing about the spread and
+    is divided by the flat density, 1. The density is small far from the others' shares, so the advantages of an outlying
+    group can be very large. (TRL uses the name for something else: a token mean over the local batch.)
     """
     share = torch.where(stats.scored, success_share(stats), 0.0)
     counted = has_pair(stats)[:, 0]
@@ -65,11 +74,15 @@ def bnpo_advantages(stats: GroupStats) -> Float64[Tensor, "P G"]:
     return torch.where(rewards_differ(stats) & stats.scored, (share - mean) / log_density.exp(), 0.0)
 
 
+_SAME_SHARE = 1e-9
+"""Shares that differ by less are equal: they are means of the same rewards in another order."""
+
+
 def _beta_parameters(shares: Float64[Tensor, "P"]) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
     one = torch.ones((), dtype=torch.float64)
-    if shares.numel() < 2 or float(shares.max()) == float(shares.min()):
+    if shares.numel() < 2 or float(shares.max() - shares.min()) < _SAME_SHARE:
         return one, one
-    mean, variance = shares.mean(), shares.var(correction=0)
+    mean, variance = shares.mean(), shares.var(correction=1)
     concentration = mean * (1 - mean) / variance - 1
     return 1 + (concentration * mean / 3).clamp(min=0), 1 + (concentration * (1 - mean) / 3).clamp(min=0)
 
@@ -80,7 +93,7 @@ def gdpo_advantages(stats: GroupStats, *, ddof: int = 1, eps: float = 1e-4) -> F
     Each part k is normalised in its group, z_k = (r_k - mean) / (std + eps), before the weighted sum s = sum_k w_k z_k is
     normalised over the batch, (s - mean s) / (std s + eps). So the weights act on parts of equal spread, and a part that
     is paid in other units changes nothing. A part that is flat in a group gives it exactly 0. A reward without parts is
-    its own only part.
+    its own only part. Completions without a scored peer are left out of the batch's statistics.
     """
     has_parts = stats.parts.shape[-1] > 0
     parts = stats.parts if has_parts else stats.rewards[..., None]
@@ -91,8 +104,8 @@ def gdpo_advantages(stats: GroupStats, *, ddof: int = 1, eps: float = 1e-4) -> F
         total = total + weight * dr_grpo_advantages(of_part) / (group_std(of_part, ddof=ddof) + eps)
     counted = stats.scored & has_pair(stats)
     values = total[counted]
-    if values.numel() == 0 or float(values.max()) == float(values.min()):
-        return torch.zeros_like(total)
+    if values.numel() == 0:
+        return total
     mean = values.mean()
     std = ((values - mean) ** 2).sum().div(max(values.numel() - ddof, 1)).sqrt()
-    return torch.where(counted, (total - mean) / (std + eps), 0.0)
+    return torch.where(counted & parts_differ(stats), (total - mean) / (std + eps), 0.0)

@@ -68,7 +68,7 @@ def sapo_surrogate(
     tau is `tau_positive` where A > 0 and `tau_negative` elsewhere; the larger it is, the sooner the gradient fades.
     """
     del logprobs, mask
-    tau = torch.where(advantages > 0, tau_positive, tau_negative).to(advantages.dtype)
+    tau = torch.full_like(advantages, tau_negative).masked_fill(advantages > 0, tau_positive)
     return -(4 / tau) * torch.sigmoid(tau * (log_ratio.exp() - 1)) * advantages
 
 

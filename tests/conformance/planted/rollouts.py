@@ -156,7 +156,7 @@ MUTATIONS = [
         file="src/covey/rewards/extract.py",
         old='unicodedata.normalize("NFKC", text[:MAX_TEXT_CHARACTERS])',
         new='unicodedata.normalize("NFKC", text)',
-        tests=(f"{SUITE}test_a_verifier_answers_soon_whatever_it_reads",),
+        tests=(f"{SUITE}test_a_verifier_reads_no_more_than_a_bounded_part_of_a_text",),
     ),
     Mutation(
         number=59,
