@@ -46,7 +46,7 @@ def _clip(ratio: Tensor, advantage: float, options: Options) -> Tensor:
 
 def sequence_clipped(logprobs: Tokens, old: Tokens, advantages: Sequence[float], options: Options) -> Tokens:
     """GSPO: one ratio for the completion, the geometric mean of its tokens'."""
-    ratio = torch.exp(sum(new - before for new, before in zip(logprobs, old, strict=True)) / len(logprobs))
+    ratio = torch.exp(summed([new - before for new, before in zip(logprobs, old, strict=True)]) / len(logprobs))
     return [_clip(ratio, advantage, options) for advantage in advantages]
 
 
@@ -259,16 +259,17 @@ def _completion_loss(row: Row, step: Step, places: list[tuple[int, int]], credit
 def averaged(groups: Sequence[Sequence[Tokens]], mode: str) -> Tensor:
     """Return one number from the token losses of each completion of each group; a completion may have none."""
     completions = [tokens for group in groups for tokens in group if tokens]
-    count = len(completions)
-    total: Any = 0
     if mode == "group-mean-token-mean":
         flat = [[loss for tokens in group for loss in tokens] for group in groups]
-        means = [sum(tokens) / len(tokens) for tokens in flat if tokens]
-        total = sum(means) / len(means)
-    elif mode == "token-mean":
-        total = sum(sum(tokens) for tokens in completions) / sum(len(tokens) for tokens in completions)
-    else:
-        divisor = {"seq-mean-token-mean": None, "seq-mean-token-sum": 1, "seq-mean-token-sum-norm": MAX_NEW_TOKENS}[mode]
-        for tokens in completions:
-            total = total + sum(tokens) / (divisor or len(tokens)) / count
+        return summed([summed(tokens) / len(tokens) for tokens in flat if tokens]) / sum(bool(tokens) for tokens in flat)
+    if mode == "token-mean":
+        return summed([summed(tokens) for tokens in completions]) / sum(len(tokens) for tokens in completions)
+    divisor = {"seq-mean-token-mean": None, "seq-mean-token-sum": 1, "seq-mean-token-sum-norm": MAX_NEW_TOKENS}[mode]
+    return summed([summed(tokens) / (divisor or len(tokens)) for tokens in completions]) / len(completions)
+
+
+def summed(values: Tokens) -> Tensor:
+    total = torch.zeros((), dtype=values[0].dtype)
+    for value in values:
+        total = total + value
     return total

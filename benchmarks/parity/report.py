@@ -108,8 +108,8 @@ def summary(report: Mapping[str, Any]) -> str:
         f"{len(cases)} cases: {len(cases) - num_differing} agree as they are, {num_differing} differ by design and agree once "
         "the difference is taken out.",
         f"Largest absolute difference of advantages, loss and gradient over all of them: {largest}. The log-probs of both "
-        f"agree within {logprobs}. The largest element of a gradient is {min(gradients):.2g} to {max(gradients):.2g}, depending "
-        "on the case.",
+        f"agree within {logprobs}. The largest element of a gradient is {min(gradients):.2g} to {max(gradients):.2g}, "
+        "depending on the case.",
         f"Measured on {report['date']}: TRL {versions['trl']}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}, {report['cpu']}.",
     )
@@ -151,9 +151,10 @@ def left(records: Iterable[Record], dtype: str, names: Iterable[str] = QUANTITIE
 
 def short(value: float) -> str:
     """Return the value with one digit: 4e-7, 0.1, 3e+8."""
-    if value == 0 or 0.1 <= value < 10:
+    digits = f"{value:.0e}"
+    if value == 0 or 0.1 <= float(digits) < 10:
         return f"{value:.1g}"
-    mantissa, exponent = f"{value:.0e}".split("e")
+    mantissa, exponent = digits.split("e")
     return f"{mantissa}e{int(exponent):+d}"
 
 

@@ -102,6 +102,11 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
             f"algorithm.token_filter={algorithm.token_filter!r} with one update a step: the ratio is 1 there, and the filter "
             "does nothing. Set train.num_iterations or train.num_minibatches"
         )
+    if train.overlong_buffer and spec.counts_successes:
+        return (
+            f"train.overlong_buffer={train.overlong_buffer} with algorithm.name={algorithm.name!r}: it reads rewards as shares of "
+            "success, and a penalty for length would change what counts as one. Leave one of them out"
+        )
     if train.overlong_buffer >= sampling.max_new_tokens:
         return (
             f"train.overlong_buffer={train.overlong_buffer} must be smaller than "

@@ -34,10 +34,13 @@ def distance_metrics(batch: Batch, logprobs: Tensor, mask: Tensor) -> dict[str, 
         metrics |= mismatch_metrics(logprobs, batch.tokens.sampling_logprobs, mask)
     if batch.scores.ref_logprobs is not None:
         metrics |= kl_metrics(logprobs, batch.scores.ref_logprobs, mask)
-    if batch.token_weights is not None:
-        rejected = batch.tokens.completion_mask & ~batch.mask
-        metrics["mismatch/rejected_frac"] = Mean(float(rejected.sum()), float(batch.tokens.completion_mask.sum()))
     return metrics
+
+
+def rejected_share(batch: Batch) -> Mean:
+    """Return the share of the completions' tokens that a correction has rejected."""
+    completion_mask = batch.tokens.completion_mask
+    return Mean(float((completion_mask & ~batch.mask).sum()), float(completion_mask.sum()))
 
 
 def row_distances(

@@ -33,6 +33,8 @@ class Ranks:
 
     index: int
     count: int
+    num_local: int = 1
+    """How many of them are on this machine, and so share its cores."""
 
     @property
     def is_main(self) -> bool:
@@ -122,7 +124,7 @@ def open_ranks(*, timeout_s: float = 1800.0) -> Generator[Ranks]:
     if count == 1:
         yield ALONE
         return
-    ranks = Ranks(index=index, count=count)
+    ranks = Ranks(index=index, count=count, num_local=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     backend = _choose_gpu_and_backend()
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))  # Address and port: from torchrun.

@@ -18,7 +18,7 @@ from covey.algos.credit import outcome_credit, whitened
 from covey.algos.kl import KL_TERMS, k1, kl_to_go
 from covey.algos.objective import Coefficients, LossInputs, Objective, policy_loss
 from covey.batch import select_groups
-from covey.distance import distance_metrics
+from covey.distance import distance_metrics, rejected_share
 from covey.distributed import ALONE, Ranks
 from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
 from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, plan_packs, score_completions
@@ -185,6 +185,8 @@ class Learner:
         assert logprobs is not None
         assert is_scored is not None
         metrics |= distance_metrics(batch, logprobs, is_scored)
+        if self.choice.correction != "none":
+            metrics["mismatch/rejected_frac"] = rejected_share(batch)
         metrics |= self.follow_targets(metrics, num_samples=batch.mask.shape[0])
         return Update(metrics=metrics, logprobs=logprobs, is_scored=is_scored)
 

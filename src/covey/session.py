@@ -96,7 +96,7 @@ def open_session(
     """
     with ExitStack() as closing:
         closing.callback(console.close)
-        torch.set_num_threads(recipe.run.num_threads or num_usable_cores())
+        torch.set_num_threads(recipe.run.num_threads or max(1, num_usable_cores() // ranks.num_local))
         task = task or find_task(recipe.task.name, level=recipe.task.level)
         task.check()
         plain_rewarder = rewarder or make_rewarder(recipe, task)
@@ -110,9 +110,9 @@ def open_session(
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(own_run.recipe, recipe.to_toml())
         if own_run.env.exists():
-            warn_of_other_threads(own_run, console)
+            warn_of_other_numbers(own_run, console, ranks)
         else:
-            environment = describe_run(recipe, policy, task, rewarder)
+            environment = describe_run(recipe, policy, task, rewarder) | {"num_ranks": ranks.count}
             write_text_atomic(own_run.env, json.dumps(environment, indent=1) + "\n")
         sinks = SinkSet(
             open_sinks(recipe.run.sinks if ranks.is_main else (), run.path.name, run.path, recipe.model_dump()), console.warn
@@ -219,11 +219,14 @@ def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> N
                 )
 
 
-def warn_of_other_threads(run: RunDirectory, console: Console) -> None:
-    """Say so if a resumed run computes with another number of threads, which changes the last bits of its numbers."""
-    before, now = json.loads(run.env.read_text())["num_threads"], torch.get_num_threads()
-    if before != now:
-        console.warn(f"the run was started with {before} threads and goes on with {now}: its bits will not be the same")
+def warn_of_other_numbers(run: RunDirectory, console: Console, ranks: Ranks) -> None:
+    """Say so if a resumed run computes with another number of threads or ranks, which changes its numbers' last bits."""
+    environment = json.loads(run.env.read_text())
+    for key, now in (("num_threads", torch.get_num_threads()), ("num_ranks", ranks.count)):
+        before = environment.get(key, now)
+        if before != now:
+            what = key.removeprefix("num_")
+            console.warn(f"the run was started with {before} {what} and goes on with {now}: its bits will not be the same")
 
 
 def command_line(words: Sequence[str]) -> list[str]:

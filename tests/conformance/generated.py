@@ -16,6 +16,7 @@ import json
 import random
 import sys
 import tomllib
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -64,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, required=True, help="JSON-lines file of finished mutants, read and extended")
     parser.add_argument("--files", nargs="+", default=[], help="only files whose path ends like this")
+    parser.add_argument("--tests", nargs="+", default=[], help="these tests instead of those listed here")
     parser.add_argument("--sample", type=int, help="run only so many, chosen at random")
     parser.add_argument("--seed", type=int, default=0, help="of that choice")
     parser.add_argument("--jobs", type=int, default=1)
@@ -78,7 +80,7 @@ def main() -> int:
     todo = [mutant for mutant in mutants if mutant.key not in finished]
     print(f"{len(mutants)} mutants of {len(files)} files, {len(mutants) - len(todo)} of them finished before", flush=True)
     preload()
-    for record in run_mutants(todo, jobs=arguments.jobs, timeout_s=arguments.timeout):
+    for record in run_mutants(todo, tuple(arguments.tests), jobs=arguments.jobs, timeout_s=arguments.timeout):
         finished[record["key"]] = record
         with arguments.results.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -138,7 +140,8 @@ def is_left_alone(node: Any) -> bool:
 
 def is_valid(text: str) -> bool:
     try:
-        compile(text, "mutant", "exec")
+        with warnings.catch_warnings(action="ignore"):  # such as that `is` compares with a literal
+            compile(text, "mutant", "exec")
     except SyntaxError:
         return False
     return True
@@ -149,9 +152,9 @@ def equivalents() -> list[dict[str, str]]:
     return tomllib.loads(EQUIVALENT.read_text()).get("equivalent", []) if EQUIVALENT.exists() else []
 
 
-def tests_of(file: str) -> tuple[str, ...]:
-    """Return the tests for a file, those named like it first: the first failure ends a trial."""
-    paths = [ROOT / test for test in TESTS.get(file, SHARED_TESTS)]
+def tests_of(file: str, tests: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the files with tests for a file, those named like it first: the first failure ends a trial."""
+    paths = [ROOT / test for test in tests or TESTS.get(file, SHARED_TESTS)]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("test_*.py")))]
     stem = Path(file).stem
     files = [path for path in files if path.stem != "test_list"]  # it compares with the text of the code
@@ -159,17 +162,17 @@ def tests_of(file: str) -> tuple[str, ...]:
     return tuple(path.relative_to(ROOT).as_posix() for path in ordered)
 
 
-def run_mutants(mutants: Sequence[Mutant], *, jobs: int, timeout_s: float) -> Iterator[dict[str, Any]]:
+def run_mutants(mutants: Sequence[Mutant], tests: Sequence[str], *, jobs: int, timeout_s: float) -> Iterator[dict[str, Any]]:
     """Yield a record for each mutant as its tests end. First all tests have to pass without any change."""
-    suites = sorted({tests_of(mutant.file) for mutant in mutants})
-    for trial, result in run_trials([Trial(name="as it is", tests=tests) for tests in suites], jobs=jobs, timeout_s=1200):
+    suites = sorted({tests_of(mutant.file, tests) for mutant in mutants})
+    for trial, result in run_trials([Trial(name="as it is", tests=suite) for suite in suites], jobs=jobs, timeout_s=1200):
         if result.exit_code != 0 or not result.used_copy:
             sys.exit(f"without a change, {' '.join(trial.tests)} did not pass:\n{result.log}")
         # A survivor takes as long as this: on a busy machine it must not look as if it never ended.
         timeout_s = max(timeout_s, 4 * result.elapsed_s)
     by_key = {mutant.key: mutant for mutant in mutants}
     trials = [
-        Trial(name=mutant.key, tests=tests_of(mutant.file), changed={mutant.file: mutant.text}, options=("-x",))
+        Trial(name=mutant.key, tests=tests_of(mutant.file, tests), changed={mutant.file: mutant.text}, options=("-x",))
         for mutant in mutants
     ]
     for trial, result in run_trials(trials, jobs=jobs, timeout_s=timeout_s):

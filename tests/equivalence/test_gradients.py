@@ -311,7 +311,7 @@ def test_a_flat_group_that_is_left_out_leaves_the_denominators_but_not_the_stati
     assert relative_error(dropped, kept * ratio) < 1e-6
 
 
-EXACT_WITH = {"batch_std": {"ddof": 0}, "reinforce_pp_baseline": {"ddof": 0}, "gdpo": {"ddof": 0}}
+EXACT_WITH: dict[str, dict[str, Any]] = {"batch_std": {"ddof": 0}, "reinforce_pp_baseline": {"ddof": 0}, "gdpo": {"ddof": 0}}
 """Rows with a deviation over the batch: with the divisor n, and not n - 1, it does not feel that everything comes twice."""
 
 

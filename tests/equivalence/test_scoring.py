@@ -18,6 +18,7 @@ from tests.tiny_batches import (
     TEMPERATURE,
     Cut,
     make_learner,
+    objective_of,
     ragged_groups,
     slow_entropy,
     slow_logprobs,
@@ -25,9 +26,6 @@ from tests.tiny_batches import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from covey.algos.objective import Objective
-from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
 from covey.batch import make_tokens
 from covey.models.policy import Policy, load_policy
 from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, plan_packs, score_completions
@@ -36,7 +34,7 @@ from covey.sampling import Sampling
 from covey.tensors import Tokens
 from covey.types import Group
 
-OBJECTIVE = Objective(spec=ALGORITHMS["grpo"], clip=Clip())
+OBJECTIVE = objective_of("grpo")
 PLAIN = Sampling(temperature=TEMPERATURE)
 ALL_SCORED = [[0.0] * 5] * 3
 
@@ -149,9 +147,11 @@ def test_the_learner_scores_every_row_in_its_place(shared_tiny_policy: Policy, c
     groups = ragged_groups(ALL_SCORED)
     learner = make_learner(shared_tiny_policy, OBJECTIVE, cut=cut)
     found = learner.score(shared_tiny_policy.model, make_tokens(groups))
-    assert not found.requires_grad
+    assert not found.logprobs.requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(found, slow_logprobs(shared_tiny_policy.model, groups), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.logprobs, slow_logprobs(shared_tiny_policy.model, groups), atol=1e-5, rtol=0)
+        for entropy, expected in zip(found.entropy, slow_entropy(shared_tiny_policy.model, groups), strict=True):
+            torch.testing.assert_close(entropy[: len(expected)], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
@@ -160,7 +160,7 @@ def test_the_learner_scores_around_rows_that_could_not_be_scored_by_the_reward(s
     learner = make_learner(shared_tiny_policy, OBJECTIVE, cut=cut)
     found = learner.score(shared_tiny_policy.model, make_tokens(groups))
     with torch.no_grad():
-        torch.testing.assert_close(found, masked_slow_logprobs(shared_tiny_policy.model, groups), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.logprobs, masked_slow_logprobs(shared_tiny_policy.model, groups), atol=1e-5, rtol=0)
 
 
 @every_sharing
@@ -174,7 +174,9 @@ def test_scoring_twice_gives_the_same_bits_although_the_model_is_configured_with
     assert policy.model.config.attention_dropout == 0.5
     learner = make_learner(policy, OBJECTIVE, cut=(4096, max_shared_tokens))
     tokens = make_tokens(ragged_groups(ALL_SCORED))
-    assert torch.equal(learner.score(policy.model, tokens), learner.score(policy.model, tokens))
+    first, second = (learner.score(policy.model, tokens) for _ in range(2))
+    assert torch.equal(first.logprobs, second.logprobs)
+    assert torch.equal(first.entropy, second.entropy)
 
 
 @torch.no_grad()

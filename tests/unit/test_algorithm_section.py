@@ -102,6 +102,7 @@ def test_a_loss_of_whole_completions_refuses_means_over_tokens(row: str, aggrega
         (["algorithm.name=passk", "algorithm.k=8"], "algorithm.k=8 with train.group_size=8: "),
         (["algorithm.token_filter=kl_cov"], "algorithm.token_filter='kl_cov' with one update a step: "),
         (["train.overlong_buffer=24"], "train.overlong_buffer=24 must be smaller than sampling.max_new_tokens=24"),
+        (["algorithm.name=maxrl", "train.overlong_buffer=4"], "train.overlong_buffer=4 with algorithm.name='maxrl': "),
         (["train.num_minibatches=9"], "train.num_minibatches=9 with train.prompts_per_step=8: "),
         (["train.curriculum=hard"], "train.curriculum='hard': no such curriculum; choose one of "),
         (["reward.combine=product"], "reward.combine='product' needs at least two parts"),

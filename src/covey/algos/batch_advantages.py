@@ -54,9 +54,9 @@ def bnpo_advantages(stats: GroupStats) -> Float64[Tensor, "P G"]:
 
     The Beta density's parameters are matched to the groups' success shares x = mean p, with mean m and variance v (divisor
     P - 1) over the batch: a = (m (1 - m) / v - 1) m, b = (m (1 - m) / v - 1) (1 - m), alpha = 1 + a/3, beta = 1 + b/3,
-    both at least 1. A batch whose groups all have the same share (up to rounding), or a single group, tells nothing about the spread and
-    is divided by the flat density, 1. The density is small far from the others' shares, so the advantages of an outlying
-    group can be very large. (TRL uses the name for something else: a token mean over the local batch.)
+    both at least 1. A batch whose groups all have the same share (up to rounding), or a single group, tells nothing about
+    the spread and is divided by the flat density, 1. The density is small far from the others' shares, so the advantages
+    of an outlying group can be very large. (TRL uses the name for something else: a token mean over the local batch.)
     """
     share = torch.where(stats.scored, success_share(stats), 0.0)
     counted = has_pair(stats)[:, 0]

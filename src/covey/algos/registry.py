@@ -45,6 +45,8 @@ class PolicySpec:
     """Whether the credit of all the step's tokens is normalised together."""
     needs_baseline: bool = False
     """Whether each group's prompt is answered greedily, too."""
+    counts_successes: bool = False
+    """Whether rewards are read as shares of success, so that a penalty must not be mixed into them."""
     clips_log_ratio: bool = False
     """Whether the epsilons bound log w and not w."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -184,6 +186,7 @@ ALGORITHMS: dict[str, PolicySpec] = {
         ),
         loss_formula=_CLIP,
         advantage=group.maxrl_advantages,
+        counts_successes=True,
         aggregation="seq-mean-token-sum-norm",
     ),
     "passk": PolicySpec(
@@ -195,6 +198,7 @@ ALGORITHMS: dict[str, PolicySpec] = {
         ),
         loss_formula=_CLIP,
         advantage=group.passk_advantages,
+        counts_successes=True,
         aggregation="seq-mean-token-mean",
     ),
     "passk_max": PolicySpec(
@@ -220,6 +224,7 @@ ALGORITHMS: dict[str, PolicySpec] = {
         advantage_formula="A_i = (p_i - x) / Beta(x; alpha, beta), x = mean p of the group, the Beta matched to all groups' x",
         loss_formula=_CLIP,
         advantage=batch.bnpo_advantages,
+        counts_successes=True,
         signal=group.rewards_differ,
         aggregation="seq-mean-token-mean",
     ),
