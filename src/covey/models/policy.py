@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from covey.models.bundled import BUNDLED, ensure_bundled, is_bundled
+from covey.models.saving import save_model
 from covey.types import CoveyError, Message
 
 PLAIN_CHAT_TEMPLATE = (
@@ -244,5 +245,4 @@ def weights_digest(model: nn.Module, dtype: torch.dtype, *, samples_per_tensor: 
 
 def save_model_directory(policy: Policy, directory: Path) -> None:
     """Write weights, config, tokenizer and chat template as a plain Hugging Face directory."""
-    policy.model.save_pretrained(directory, safe_serialization=True)
-    policy.tokenizer.save_pretrained(directory)
+    save_model(policy.model, policy.tokenizer, directory)

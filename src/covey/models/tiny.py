@@ -13,6 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from covey.models.saving import save_model
 from covey.types import CoveyError
 
 __all__ = ["write_tiny_model"]
@@ -71,8 +72,7 @@ def write_tiny_model(
         pad_token_id=_TURN_END_ID,
         dtype="float32",
     )
-    _random_llama(config, seed).save_pretrained(directory)
-    _byte_tokenizer(has_chat_template=has_chat_template).save_pretrained(directory)
+    save_model(_random_llama(config, seed), _byte_tokenizer(has_chat_template=has_chat_template), directory)
     return directory
 
 
