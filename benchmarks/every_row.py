@@ -59,7 +59,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
 def run_row(options: dict[str, Any], *, num_steps: int) -> dict[str, Any]:
     """Train for a few steps and return what was logged last, and how long the steps took."""
     with tempfile.TemporaryDirectory() as directory:
-        run = covey.train("arithmetic", run__directory=directory, quiet=True, num_steps=num_steps, **(SMALL | options))
+        changes: dict[str, Any] = SMALL | options | {"num_steps": num_steps, "run__directory": directory, "quiet": True}
+        run = covey.train("arithmetic", **changes)
         timing = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()][1:]
         metrics = {key: value for row in run.metrics for key, value in row.items() if value is not None}
     kept = ("grad/norm", "loss/value", "ratio/max", "entropy/mean", "kl/sequence", "mismatch/abs_mean", "optimizer/num_updates")
@@ -75,7 +76,7 @@ def main() -> None:
     args = parser.parse_args()
     cases = {name: {"algorithm__name": name} | ({"k": 2} if name == "passk" else {}) for name in ALGORITHMS} | CONTROLS
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     result |= {
         "command": "python benchmarks/every_row.py",
         "commit": commit,

@@ -104,8 +104,8 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
         )
     if train.overlong_buffer and spec.counts_successes:
         return (
-            f"train.overlong_buffer={train.overlong_buffer} with algorithm.name={algorithm.name!r}: it reads rewards as shares of "
-            "success, and a penalty for length would change what counts as one. Leave one of them out"
+            f"train.overlong_buffer={train.overlong_buffer} with algorithm.name={algorithm.name!r}: the row reads rewards as "
+            "shares of success, and a penalty for length would change what counts as one. Leave one of them out"
         )
     if train.overlong_buffer >= sampling.max_new_tokens:
         return (

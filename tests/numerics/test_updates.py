@@ -7,23 +7,16 @@ import dataclasses
 
 import pytest
 import torch
-from tests.tiny_batches import REWARDS, SPEC, gradient_of, make_batch, make_learner, ragged_groups
+from tests.tiny_batches import ON_POLICY, REWARDS, SPEC, gradient_of, make_batch, make_learner, objective_of, ragged_groups
 from torch import Tensor
 
-from covey.algos.objective import Objective
+from covey.algos.objective import Coefficients
 from covey.algos.registry import ALGORITHMS
-from covey.algos.surrogates import Clip
 from covey.learner import Learner
 from covey.metrics import metric_values
 from covey.models.policy import Policy
 from covey.tensors import Scores
-from covey.types import CoveyError
-
-ON_POLICY = Scores(old_logprobs=None, ref_logprobs=None)
-
-
-def objective_of(name: str, *, beta: float = 0.0) -> Objective:
-    return Objective(spec=ALGORITHMS[name], clip=Clip(low=0.2, high=0.28), beta=beta)
+from covey.types import CoveyError, Group, Score
 
 
 def state_of(learner: Learner) -> list[Tensor]:
@@ -37,15 +30,15 @@ def is_same_state(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def test_on_the_first_update_the_ratio_is_one_and_the_kl_to_a_copy_is_zero_exactly(tiny_policy: Policy):
-    objective, groups = objective_of("grpo", beta=0.3), ragged_groups([REWARDS[1]] * 3)
-    learner = make_learner(tiny_policy, objective, cut=(64, 64))
+    objective, groups = objective_of("grpo"), ragged_groups([REWARDS[1]] * 3)
+    learner = make_learner(tiny_policy, objective, cut=(64, 64), coefficients=Coefficients(beta=0.3))
     tokens = make_batch(groups, objective, ON_POLICY).tokens
-    ref_logprobs = learner.score(copy.deepcopy(tiny_policy.model), tokens)
+    ref_logprobs = learner.score(copy.deepcopy(tiny_policy.model), tokens).logprobs
     batch = learner.make_batch(tokens, Scores(old_logprobs=None, ref_logprobs=ref_logprobs))
-    metrics = metric_values(learner.update(batch))
+    metrics = metric_values(learner.train_on(batch).metrics)
     assert (metrics["ratio/mean"], metrics["ratio/max"]) == (1.0, 1.0)
-    assert metrics["kl/ref"] == 0.0
-    again = metric_values(learner.update(batch))
+    assert (metrics["kl/ref"], metrics["kl/sequence"], metrics["kl/token_max"]) == (0.0, 0.0, 0.0)
+    again = metric_values(learner.train_on(batch).metrics)
     assert (again["kl/ref"] or 0.0) > 0.0
 
 
@@ -55,7 +48,7 @@ def test_on_policy_the_loss_is_zero_but_the_weights_move(tiny_policy: Policy):
     groups = ragged_groups([REWARDS[1]] * 3, completion_lengths=[[6] * 5] * 3)
     learner = make_learner(tiny_policy, objective)
     before = state_of(learner)
-    metrics = metric_values(learner.update(make_batch(groups, objective, ON_POLICY)))
+    metrics = metric_values(learner.update(make_batch(groups, objective, ON_POLICY)).metrics)
     assert metrics["loss/value"] == pytest.approx(0.0, abs=1e-6)
     assert (metrics["grad/norm"] or 0.0) > 0.01
     assert not is_same_state(state_of(learner)[: len(before)], before)
@@ -67,7 +60,7 @@ def test_the_reported_norm_is_that_of_the_gradient_before_it_is_clipped(tiny_pol
     unclipped = make_learner(tiny_policy, objective)
     expected = float(gradient_of(tiny_policy.model, lambda: unclipped.accumulate_gradient(batch)).norm())
     learner = make_learner(tiny_policy, objective, spec=dataclasses.replace(SPEC, max_grad_norm=expected / 10))
-    assert metric_values(learner.update(batch))["grad/norm"] == pytest.approx(expected, rel=1e-5)
+    assert metric_values(learner.update(batch).metrics)["grad/norm"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_gradient_left_over_from_before_does_not_leak_into_an_update(tiny_policy: Policy):
@@ -108,10 +101,10 @@ def test_each_update_uses_the_rate_of_its_number(tiny_policy: Policy):
     learner = make_learner(tiny_policy, objective, spec=dataclasses.replace(SPEC, learning_rate=1e-3, warmup_steps=4))
     batch = make_batch(ragged_groups(), objective, ON_POLICY)
     before = [weight.detach().clone() for weight in learner.model.parameters()]
-    rates = [metric_values(learner.update(batch))["optimizer/lr"]]
+    rates = [metric_values(learner.update(batch).metrics)["optimizer/lr"]]
     moved = max(float((a - b).detach().abs().max()) for a, b in zip(learner.model.parameters(), before, strict=True))
     assert moved == pytest.approx(1e-3 / 4, rel=0.01)  # The first step of Adam moves weights by the rate itself.
-    rates.append(metric_values(learner.update(batch))["optimizer/lr"])
+    rates.append(metric_values(learner.update(batch).metrics)["optimizer/lr"])
     assert rates == pytest.approx([1e-3 / 4, 2e-3 / 4])
     assert learner.num_updates == 2
 
@@ -132,6 +125,22 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_optimizer_untouched(ti
     assert all(weight.grad is None for weight in learner.model.parameters())
 
 
+def left_out(name: str) -> list[Group]:
+    """Return groups from which the row learns nothing: without spread, or without a score where it needs none."""
+    if ALGORITHMS[name].min_group_size == 1:
+        return ragged_groups([[None] * 5] * 3)
+    flat = ragged_groups([[1.0] * 5, [0.5] * 5, [0.1] * 5])
+    return [
+        dataclasses.replace(
+            group,
+            rollouts=tuple(
+                dataclasses.replace(rollout, reward=Score(value=rollout.reward.value)) for rollout in group.rollouts
+            ),
+        )
+        for group in flat
+    ]
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_step_without_a_usable_group_changes_nothing(tiny_policy: Policy, name: str):
     """Not even through momentum or the count of updates."""
@@ -139,6 +148,6 @@ def test_a_step_without_a_usable_group_changes_nothing(tiny_policy: Policy, name
     learner = make_learner(tiny_policy, objective)
     learner.update(make_batch(ragged_groups(), objective, ON_POLICY))
     before = state_of(learner)
-    learner.update(make_batch(ragged_groups([[1.0] * 5, [0.0] * 5, [0.1] * 5]), objective, ON_POLICY))
+    learner.update(make_batch(left_out(name), objective, ON_POLICY))
     assert is_same_state(state_of(learner), before)
     assert learner.num_updates == 1
