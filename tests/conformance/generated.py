@@ -132,7 +132,11 @@ def is_left_alone(node: Any) -> bool:
         kind, siblings = node.parent.type, node.parent.children
         index = siblings.index(node)
         annotates = {"tfpdef": index == 2, "annassign": index == 1, "funcdef": siblings[index - 1] == "->"}
-        if annotates.get(kind, False) or kind == "decorator" or (kind in ("parameters", "param") and node.type == "operator"):
+        if (
+            annotates.get(kind, False)
+            or kind == "decorator"
+            or (kind in ("parameters", "param", "lambdef") and node.type == "operator")
+        ):
             return True
         node = node.parent
     return False
@@ -153,12 +157,12 @@ def equivalents() -> list[dict[str, str]]:
 
 
 def tests_of(file: str, tests: Sequence[str]) -> tuple[str, ...]:
-    """Return the files with tests for a file, those named like it first: the first failure ends a trial."""
+    """Return the files with tests for a file, those named like it first, then the broad ones here."""
     paths = [ROOT / test for test in tests or TESTS.get(file, SHARED_TESTS)]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("test_*.py")))]
     stem = Path(file).stem
     files = [path for path in files if path.stem != "test_list"]  # it compares with the text of the code
-    ordered = sorted(dict.fromkeys(files), key=lambda path: path.stem != f"test_{stem}")
+    ordered = sorted(dict.fromkeys(files), key=lambda path: (path.stem != f"test_{stem}", path.parent.name != "conformance"))
     return tuple(path.relative_to(ROOT).as_posix() for path in ordered)
 
 
