@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from covey.engines.base import Engine
+from covey.engines.native.engine import NativeEngine
 from covey.engines.scripted import ScriptedEngine
 from covey.engines.transformers import TransformersEngine
 from covey.models.policy import Policy
@@ -36,6 +37,7 @@ def scripted(policy: Policy) -> ScriptedEngine:
 
 ENGINES = {
     "transformers": Row(make=TransformersEngine, samples=True),
+    "native": Row(make=NativeEngine, samples=True),
     "scripted": Row(make=scripted, samples=False),
 }
 every_engine = pytest.mark.parametrize("make_engine", [pytest.param(row.make, id=name) for name, row in ENGINES.items()])
