@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from covey.assembly import keeper
+from covey.assembly import rollout_spec
 from covey.config import make_recipe
 from covey.models.policy import Policy
 from covey.rewards.base import FunctionReward, Sample, score_of
@@ -66,7 +66,7 @@ def make_reward(
 def keeps(*, drop_flat_groups: bool = True) -> Callable[[Group], bool]:
     """Return which groups a run with the default algorithm trains on."""
     recipe = make_recipe({"train": {"drop_flat_groups": drop_flat_groups}})
-    return keeper(recipe, make_reward(lambda sample: 0.0))
+    return rollout_spec(recipe, make_reward(lambda sample: 0.0)).keeps
 
 
 def shake(policy: Policy, *, scale: float, seed: int = 1) -> None:

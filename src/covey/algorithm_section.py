@@ -50,6 +50,7 @@ class AlgorithmSection(Section):
     tau_negative: float | None = Field(None, gt=0, description="steepness of the soft clip for bad tokens")
     k: int | None = Field(None, ge=1, description="answers of which one has to be right")
     all_fail_correction: bool | None = Field(None, description="whether a group in which all fail gets -1")
+    min_density: float | None = Field(None, gt=0, description="the density that a group is divided by is at least this")
     whiten_over: Literal["sequences", "tokens"] | None = Field(None, description="what the step's statistics count")
 
     @model_validator(mode="before")
@@ -97,7 +98,8 @@ def row_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     spec = ALGORITHMS[str(values.get("name", DEFAULT_ALGORITHM))]
     defaults = dict(spec.options) | {"aggregation": spec.aggregation, "kl": spec.kl}
     if (correction := CORRECTIONS.get(str(values.get("correction")))) is not None:
-        defaults |= {"correction_low": correction.low, "correction_high": correction.high}
+        defaults |= {"correction_high": correction.high}
+        defaults |= {} if correction.low is None else {"correction_low": correction.low}
     if (token_filter := TOKEN_FILTERS.get(str(values.get("token_filter")))) is not None and token_filter.share:
         defaults["filter_share"] = token_filter.share
     return defaults
@@ -113,14 +115,28 @@ def algorithm_contradiction(section: AlgorithmSection) -> str | None:
     if spec.is_per_sequence and not section.aggregation.startswith("seq-mean"):
         return (
             f"aggregation={section.aggregation!r}: the loss of {section.name!r} is one number a completion, and a mean over "
-            "tokens would weigh it by length. Choose one of the seq-mean aggregations"
+            "tokens would weigh it by length. Choose seq-mean-token-mean, or seq-mean-token-sum to weigh by length on purpose"
+        )
+    if spec.is_per_sequence and section.token_filter != "none":
+        return (
+            f"token_filter={section.token_filter!r}: the loss of {section.name!r} is one number a completion, so that a token "
+            "cannot be left out of it. Leave the filter out, or choose a row with token ratios"
         )
     if section.kl_target and not section.beta:
         return f"kl_target={section.kl_target}: beta is steered by factors, so it has to start above 0; set beta"
     if section.reference_every and not section.has_reference:
         return f"reference_every={section.reference_every}: there is no reference model to refresh; set beta or track_kl=true"
+    if section.reference_every and section.kl_budget:
+        return (
+            f"kl_budget={section.kl_budget} with reference_every={section.reference_every}: the distance from a reference that "
+            "moves along says nothing about the distance from the start. Leave one of them out"
+        )
+    if problem := _lonely_option(section):
+        return problem
     if section.correction == "none" and (section.correction_low is not None or section.correction_high is not None):
         return "correction='none': correction_low and correction_high bound a correction; set it, or leave them out"
+    if section.correction_low is not None and CORRECTIONS[section.correction].low is None:
+        return f"correction_low={section.correction_low}: {section.correction!r} has an upper bound only; leave it out"
     if section.correction_low is not None and section.correction_low >= (section.correction_high or 0):
         return f"correction_low={section.correction_low} must be below correction_high={section.correction_high}"
     if section.token_filter == "none" and section.filter_share is not None:
@@ -129,4 +145,17 @@ def algorithm_contradiction(section: AlgorithmSection) -> str | None:
         return f"dual_clip={section.dual_clip}: it bounds the loss at that many times -A and must be above 1; 0 = off"
     if 0 < (section.delta or 0) <= 1 + (section.epsilon_high or 0):
         return f"delta={section.delta} must be above 1 + epsilon_high={1 + (section.epsilon_high or 0)}; 0 = off"
+    return None
+
+
+_PARTNERS = {"kl_horizon": "kl_target", "reference_mix": "reference_every"}
+
+
+def _lonely_option(section: AlgorithmSection) -> str | None:
+    """Return in words which option was set although the one that it belongs to is off."""
+    for option, partner in _PARTNERS.items():
+        if getattr(section, option) != AlgorithmSection.model_fields[option].default and not getattr(section, partner):
+            return f"{option}={getattr(section, option)}: it belongs to {partner}, which is off; set {partner}, or leave it out"
+    if section.kl_cov_coefficient != 1.0 and section.token_filter != "kl_cov":
+        return f"kl_cov_coefficient={section.kl_cov_coefficient}: it belongs to token_filter='kl_cov'; set it, or leave it out"
     return None

@@ -71,20 +71,21 @@ def stats_spec(recipe: Recipe, reward: Reward) -> StatsSpec:
 
 def rollout_spec(recipe: Recipe, reward: Reward) -> RolloutSpec:
     """Return how the groups of a step are sampled."""
+    counts, has_signal = group_tests(recipe, reward)
     return RolloutSpec(
         sampling=sampling_of(recipe),
         prompts_per_step=recipe.train.prompts_per_step,
         group_size=recipe.train.group_size,
         max_draws=recipe.train.max_draws,
-        keeps=keeper(recipe, reward),
+        keeps=has_signal if recipe.train.drop_flat_groups else counts,
+        has_signal=has_signal,
         needs_baseline=ALGORITHMS[recipe.algorithm.name].needs_baseline,
         seed=recipe.run.seed,
     )
 
 
-def keeper(recipe: Recipe, reward: Reward) -> Callable[[Group], bool]:
-    """Return the test of whether a group is trained on: whether it has a signal, or (if the recipe keeps flat groups)
-    any rollout that counts."""
+def group_tests(recipe: Recipe, reward: Reward) -> tuple[Callable[[Group], bool], Callable[[Group], bool]]:
+    """Return two tests of a group: whether any of its rollouts counts, and whether it can move the weights."""
     objective, spec = objective_of(recipe), stats_spec(recipe, reward)
 
     def counts(group: Group) -> bool:
@@ -93,7 +94,7 @@ def keeper(recipe: Recipe, reward: Reward) -> Callable[[Group], bool]:
     def has_signal(group: Group) -> bool:
         return bool(objective.has_signal(group_stats([group], spec)))
 
-    return has_signal if recipe.train.drop_flat_groups else counts
+    return counts, has_signal
 
 
 def evaluation_spec(recipe: Recipe) -> EvaluationSpec:

@@ -20,25 +20,24 @@ class StatsSpec:
     reward_low: float = 0.0
     reward_high: float = 1.0
     part_weights: Mapping[str, float] = field(default_factory=dict)
-    """The parts that count and their weights; empty = whatever parts the scores have, once each."""
+    """The parts that the reward declares, with their weights. What else a score holds is information."""
     masks_truncated: bool = False
     """Whether a completion that hit the token limit is left out, as if it could not be scored."""
 
 
 def group_stats(groups: Sequence[Group], spec: StatsSpec = StatsSpec()) -> GroupStats:
     """Return rewards, lengths and reward parts as [P, G] tensors; an unscorable rollout is marked, not zeroed."""
-    found = {name for group in groups for rollout in group.rollouts for name in rollout.reward.parts}
-    part_names = sorted(spec.part_weights or found)
+    part_names = sorted(spec.part_weights)
     rows = [group.rollouts for group in groups]
     return GroupStats(
         rewards=_float64([[rollout.reward.value or 0.0 for rollout in row] for row in rows]),
         scored=torch.tensor([[is_scored(rollout, spec) for rollout in row] for row in rows]),
         lengths=torch.tensor([[len(rollout.completion.token_ids) for rollout in row] for row in rows]),
         parts=_float64([[[rollout.reward.parts.get(name, 0.0) for name in part_names] for rollout in row] for row in rows]),
-        baseline=_baselines(groups),
+        baseline=_baselines(groups, spec),
         reward_low=spec.reward_low,
         reward_high=spec.reward_high,
-        part_weights=_float64([spec.part_weights.get(name, 1.0) for name in part_names]),
+        part_weights=_float64([spec.part_weights[name] for name in part_names]),
     )
 
 
@@ -48,12 +47,11 @@ def is_scored(rollout: Rollout, spec: StatsSpec) -> bool:
     return rollout.reward.value is not None and not is_left_out
 
 
-def _baselines(groups: Sequence[Group]) -> Float64[Tensor, "P"] | None:
-    baselines = [group.baseline for group in groups]
-    if any(baseline is None for baseline in baselines):
+def _baselines(groups: Sequence[Group], spec: StatsSpec) -> Float64[Tensor, "P"] | None:
+    baselines = [group.baseline for group in groups if group.baseline is not None]
+    if len(baselines) < len(groups):
         return None
-    values = [baseline.reward.value for baseline in baselines if baseline is not None]
-    return _float64([torch.nan if value is None else value for value in values])
+    return _float64([baseline.reward.value if is_scored(baseline, spec) else torch.nan for baseline in baselines])
 
 
 def make_tokens(groups: Sequence[Group], left_out: Sequence[Group] = (), spec: StatsSpec = StatsSpec()) -> Tokens:

@@ -26,7 +26,7 @@ from covey.monitor.environment import describe_versions
 from covey.monitor.run_directory import fsync, write_bytes_synced
 from covey.types import CoveyError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "MANIFEST.json"
 _STATE = "state.json"
 # A checkpoint that is being replaced by one of the same step keeps counting, under its hidden name, until it has been.

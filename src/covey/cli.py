@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 unexpected failure; 2 something the user can correct; 75 s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -77,10 +78,11 @@ def train(
     if name is not None:
         overrides.append(f"run.name={json.dumps(name)}")
     from covey.api import Run, prepare_run, run_session
+    from covey.distributed import is_main_process
 
     run, recipe = prepare_run(recipes[0] if recipes else None, model=model, overrides=overrides, resume=resume)
     is_finished = run_session(recipe, run, quiet=quiet or as_json)
-    if as_json:
+    if as_json and is_main_process():
         result = Run(path=run.path)
         print_json(
             {
@@ -117,26 +119,27 @@ def evaluate(
     part: Annotated[str, typer.Option(help="Held-out part: choose, guard or test.")] = "choose",
     num_prompts: Annotated[int, typer.Option(min=1)] = 200,
     temperature: Temperature = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 24,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit; of a run, its own.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on held-out questions, with a 95 % interval clustered by prompt."""
+    from covey.assembly import sampling_of
     from covey.evaluate import EvaluationSpec, summarise
     from covey.evaluate import evaluate as evaluate_prompts
     from covey.rewards.base import Rewarder
-    from covey.sampling import Sampling
     from covey.tasks.base import PARTS
     from covey.tasks.registry import find_task
 
-    own = recipe_of(model).task
+    recipe = recipe_of(model)
+    own = recipe.task
     questions = find_task(task or own.name, level=level or own.level or "easy")
     if part not in PARTS:
         raise CoveyError(f"--part {part!r} is none of {', '.join(PARTS)}")
     policy, engine = open_model(model)
-    spec = EvaluationSpec(
-        sampling=Sampling(temperature=temperature or 1.0, max_new_tokens=max_new_tokens), samples_per_prompt=1, seed=seed
-    )
+    limit = max_new_tokens or recipe.sampling.max_new_tokens
+    sampling = dataclasses.replace(sampling_of(recipe), temperature=temperature or 1.0, max_new_tokens=limit)
+    spec = EvaluationSpec(sampling=sampling, samples_per_prompt=1, seed=seed)
     mode = "sampled" if temperature else "greedy"
     rows: list[Row] = evaluate_prompts(
         questions.held_out[part][:num_prompts],

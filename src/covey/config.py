@@ -102,6 +102,31 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
             f"algorithm.token_filter={algorithm.token_filter!r} with one update a step: the ratio is 1 there, and the filter "
             "does nothing. Set train.num_iterations or train.num_minibatches"
         )
+    if train.updates_per_step > 1 and not spec.has_ratio:
+        return (
+            f"train.num_iterations={train.num_iterations}, train.num_minibatches={train.num_minibatches} with "
+            f"algorithm.name={algorithm.name!r}: the row has no importance ratio, and later updates would train on stale data "
+            "as if it were fresh. Make one update a step, or choose a row with a ratio"
+        )
+    if algorithm.beta and algorithm.reference_every == 1 and algorithm.reference_mix == 1 and train.updates_per_step == 1:
+        return (
+            "algorithm.reference_every=1 with reference_mix=1 and one update a step: the reference is the policy at each "
+            "update, and the KL term has no gradient. Refresh less often, or mix less"
+        )
+    if spec.reads_parts and recipe.reward.combine != "sum":
+        return (
+            f"reward.combine={recipe.reward.combine!r} with algorithm.name={algorithm.name!r}: the row combines the parts "
+            "itself, as a weighted sum. Choose another row, or combine='sum'"
+        )
+    if spec.counts_successes and len(recipe.reward.parts) > 1 and recipe.reward.combine != "product":
+        return (
+            f"reward.parts with algorithm.name={algorithm.name!r}: the row reads the reward as a share of success, "
+            "which a sum of parts is not. Name one reward, or combine='product'"
+        )
+    if train.overlong_penalty != 1.0 and not train.overlong_buffer:
+        return f"train.overlong_penalty={train.overlong_penalty} belongs to train.overlong_buffer, which is 0; set both"
+    if recipe.reward.tie_break != 0.1 and recipe.reward.combine != "lexicographic":
+        return f"reward.tie_break={recipe.reward.tie_break} belongs to reward.combine='lexicographic'; set both"
     if train.overlong_buffer and spec.counts_successes:
         return (
             f"train.overlong_buffer={train.overlong_buffer} with algorithm.name={algorithm.name!r}: the row reads rewards as "

@@ -7,6 +7,7 @@ would have drawn.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -90,16 +91,21 @@ class PassRateCurriculum:
         self._floor = floor
         self._memory = memory
         self._num_draws = 0
+        self._awaited: set[str] = set()  # Drawn and not yet observed: a step's later draws bring other prompts.
         self._counts: dict[str, tuple[float, float]] = {}  # prompt_id -> (s, n)
 
     def draw(self, count: int) -> list[Prompt]:
-        chosen: list[Prompt] = []
-        while len(chosen) < count:
-            chosen += self._round(number=len(chosen) // len(self._train), count=count - len(chosen))
+        fresh = [prompt for prompt in self._train if prompt.prompt_id not in self._awaited]
+        chosen = self._round(fresh, number=0, count=count)
+        for number in itertools.count(1):
+            if len(chosen) == count:
+                break
+            chosen += self._round(self._train, number=number, count=count - len(chosen))
         self._num_draws += 1
+        self._awaited |= {prompt.prompt_id for prompt in chosen}
         return chosen
 
-    def _round(self, *, number: int, count: int) -> list[Prompt]:
+    def _round(self, prompts: Sequence[Prompt], *, number: int, count: int) -> list[Prompt]:
         """Return up to `count` different prompts, the earliest first; equal times keep the order of the training prompts."""
 
         def time(prompt: Prompt) -> float:
@@ -107,7 +113,7 @@ class PassRateCurriculum:
             key = stream_key(self._seed, "curriculum", self._num_draws, prompt.prompt_id)
             return -math.log1p(-uniform(key, number)) / self.weight(prompt.prompt_id)
 
-        return heapq.nsmallest(count, self._train, key=time)
+        return heapq.nsmallest(count, prompts, key=time)
 
     def pass_rate(self, prompt_id: str) -> float:
         """Return the running pass rate, (1 + s) / (2 + n): one half for a prompt that was never seen."""
@@ -120,6 +126,7 @@ class PassRateCurriculum:
         return max(self._floor, 4.0 * rate * (1.0 - rate))
 
     def observe(self, prompt_id: str, num_right: int, num_scored: int) -> None:
+        self._awaited.discard(prompt_id)
         if num_scored == 0:  # Such a group says nothing: it must not fade what is known.
             return
         before_right, before_scored = self._counts.get(prompt_id, (0.0, 0.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from covey.algos.kl import k1, k3
 from covey.algos.mismatch import mismatch_metrics
 from covey.algos.objective import kl_metrics
-from covey.metrics import Mean, Metric
+from covey.metrics import Metric
 from covey.tensors import Batch, Tokens
 
 
@@ -37,14 +37,8 @@ def distance_metrics(batch: Batch, logprobs: Tensor, mask: Tensor) -> dict[str, 
     return metrics
 
 
-def rejected_share(batch: Batch) -> Mean:
-    """Return the share of the completions' tokens that a correction has rejected."""
-    completion_mask = batch.tokens.completion_mask
-    return Mean(float((completion_mask & ~batch.mask).sum()), float(completion_mask.sum()))
-
-
 def row_distances(
-    tokens: Tokens, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, decode: Callable[[list[int]], str]
+    tokens: Tokens, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, token_text: Callable[[int], str]
 ) -> list[RowDistance | None]:
     """Return the distance of each row [B] from the reference; None for a row without a token under the mask."""
     per_token = k3(logprobs, ref_logprobs).masked_fill(~mask, -torch.inf)
@@ -55,6 +49,6 @@ def row_distances(
             found.append(None)
             continue
         worst = int(per_token[row].argmax())
-        text = decode([int(tokens.completion_ids[row, worst])])
+        text = token_text(int(tokens.completion_ids[row, worst]))
         found.append(RowDistance(kl=float(per_row[row]), kl_max=float(per_token[row, worst]), kl_max_token=text))
     return found

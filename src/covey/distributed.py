@@ -109,6 +109,11 @@ class Ranks:
 ALONE = Ranks(index=0, count=1)
 
 
+def is_main_process() -> bool:
+    """Return whether this process is the main rank, or alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def open_ranks(*, timeout_s: float = 1800.0) -> Generator[Ranks]:
     """Yield this process's place among those that torchrun started, or `ALONE` if it did not (or started only one).

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,69 +17,15 @@ from covey.algos.credit import outcome_credit, whitened
 from covey.algos.kl import KL_TERMS, k1, kl_to_go
 from covey.algos.objective import Coefficients, LossInputs, Objective, policy_loss
 from covey.batch import select_groups
-from covey.distance import distance_metrics, rejected_share
+from covey.distance import distance_metrics
 from covey.distributed import ALONE, Ranks
+from covey.learner_specs import ControllerSpec, LearnerSpec, ScoringSpec, Update
 from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
 from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, plan_packs, score_completions
-from covey.sampling import Sampling, permutation, stream_key
+from covey.sampling import permutation, stream_key
 from covey.tensors import Batch, Scores, Tokens
 from covey.token_choice import TokenChoice
 from covey.types import CoveyError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoringSpec:
-    """How completions are scored under a model."""
-
-    sampling: Sampling
-    """The distribution that they were drawn from."""
-    compute_dtype: torch.dtype
-    max_tokens_per_micro_batch: int
-    max_shared_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LearnerSpec:
-    """The optimizer's numbers, and how often it steps."""
-
-    learning_rate: float
-    warmup_steps: int
-    num_steps: int
-    decay: bool
-    """Whether the learning rate falls linearly, to 0 after `num_steps` times `updates_per_step` updates, or stays."""
-    max_grad_norm: float
-    weight_decay: float
-    max_new_tokens: int
-    num_iterations: int = 1
-    """Passes over a batch."""
-    num_minibatches: int = 1
-    """Updates in a pass."""
-    seed: int = 0
-    """Of the order of groups in a pass with several minibatches."""
-
-    @property
-    def updates_per_step(self) -> int:
-        return self.num_iterations * self.num_minibatches
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ControllerSpec:
-    """Targets that coefficients follow from step to step; 0 = they stay."""
-
-    kl_target: float = 0.0
-    kl_horizon: int = 10000
-    entropy_target: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
-    """What came of a batch."""
-
-    metrics: dict[str, Metric]
-    """Empty = nothing could move the weights, and nothing was done."""
-    logprobs: Tensor | None = None
-    """[B, T] under the policy before its first update; 0 where `is_scored` is False."""
-    is_scored: Tensor | None = None
 
 
 class Learner:
@@ -94,7 +39,7 @@ class Learner:
         spec: LearnerSpec,
         *,
         coefficients: Coefficients = Coefficients(),  # noqa: B008 - frozen
-        controllers: ControllerSpec = ControllerSpec(),
+        controllers: ControllerSpec = ControllerSpec(),  # noqa: B008 - frozen
         choice: TokenChoice = TokenChoice(),  # noqa: B008 - frozen
         ranks: Ranks = ALONE,
     ):
@@ -138,12 +83,12 @@ class Learner:
         return self.coefficients.beta > 0 and KL_TERMS[self.objective.kl].in_loss is not None
 
     def needs_old_scores(self, *, has_reference: bool) -> bool:
-        """Return whether the policy has to score the batch before the first update.
+        """Return whether credit, the choice of tokens or a measurement asks for the policy's scores of the whole batch.
 
-        Not if the batch is used once and nothing else asks: the update's own first forward is the old policy then.
+        The importance ratio does not: see `train_on`.
         """
         is_measured_only = has_reference and not self.acts_in_loss
-        return self.spec.updates_per_step > 1 or self.choice.is_active or self.acts_through_reward or is_measured_only
+        return self.choice.is_active or self.acts_through_reward or is_measured_only
 
     def make_scores(self, tokens: Tokens, reference: PreTrainedModel | None) -> Scores:
         """Return what frozen models say about the batch, as far as it is needed."""
@@ -158,7 +103,9 @@ class Learner:
         """Return the batch with its credit for each token, and the choice of tokens that are trained on."""
         mask = tokens.completion_mask
         credit = outcome_credit(self.objective.advantages(tokens.stats)[: tokens.num_groups], mask)
-        if self.acts_through_reward and scores.old_logprobs is not None and scores.ref_logprobs is not None:
+        if self.acts_through_reward:
+            assert scores.old_logprobs is not None
+            assert scores.ref_logprobs is not None
             kl = kl_to_go(k1(scores.old_logprobs, scores.ref_logprobs), mask)
             credit = credit - self.coefficients.beta * kl.to(credit.dtype)
         if self.objective.spec.whitens_tokens:
@@ -170,25 +117,32 @@ class Learner:
     def train_on(
         self, batch: Batch, *, step: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Update:
-        """Make the batch's updates, `num_iterations` passes of `num_minibatches` each, and return what came of them."""
-        parts: list[Update] = []
-        for iteration in range(self.spec.num_iterations):
-            for groups in self.minibatches(batch.tokens.num_groups, step=step, iteration=iteration):
-                part = batch if len(groups) == batch.tokens.num_groups else select_groups(batch, groups)
-                parts.append(self.update(part, progress=progress))
-        metrics = merge_metrics(part.metrics for part in parts)
-        if not metrics:
-            return Update(metrics={})
-        logprobs, is_scored = parts[0].logprobs, parts[0].is_scored
+        """Make the batch's updates, `num_iterations` passes of `num_minibatches` each, and return what came of them.
+
+        The ratio compares log-probs that were computed in the same layout, because another layout rounds differently and
+        a narrow clip range would cut rounding: the first update takes its own forward for the old policy, later ones the
+        scores of their pass's minibatches, made before it.
+        """
+        plan = [
+            self.minibatches(batch.tokens.num_groups, step=step, iteration=iteration)
+            for iteration in range(self.spec.num_iterations)
+        ]
+        parts = [select_groups(batch, groups) for minibatches in plan for groups in minibatches]
+        old = [None, *(self.score(self.model, part.tokens, self.rows_with_gradient(part)).logprobs for part in parts[1:])]
+        updates = [self.update(_with_old(part, logprobs), progress=progress) for part, logprobs in zip(parts, old, strict=True)]
+        metrics = merge_metrics(update.metrics for update in updates) | self.choice.metrics(batch)
         if batch.scores.old_logprobs is not None:
             logprobs, is_scored = batch.scores.old_logprobs, batch.tokens.completion_mask
-        assert logprobs is not None
-        assert is_scored is not None
-        metrics |= distance_metrics(batch, logprobs, is_scored)
-        if self.choice.correction != "none":
-            metrics["mismatch/rejected_frac"] = rejected_share(batch)
-        metrics |= self.follow_targets(metrics, num_samples=batch.mask.shape[0])
-        return Update(metrics=metrics, logprobs=logprobs, is_scored=is_scored)
+        else:  # Of the first pass: the rows with a gradient, each as its minibatch saw it before the first update.
+            first_old = [updates[0].logprobs, *old[1 : len(plan[0])]]
+            logprobs = _gather_groups(plan[0], first_old, like=batch.mask, dtype=self._dtype)
+            is_scored = _gather_groups(plan[0], [update.is_scored for update in updates], like=batch.mask, dtype=torch.bool)
+        num_updates = sum(update.num_updates for update in updates)
+        if bool(is_scored.any()):
+            metrics |= distance_metrics(batch, logprobs, is_scored)
+        if num_updates:
+            metrics |= self.follow_targets(metrics, num_samples=batch.mask.shape[0])
+        return Update(metrics=metrics, num_updates=num_updates, logprobs=logprobs, is_scored=is_scored)
 
     def minibatches(self, num_groups: int, *, step: int, iteration: int) -> list[list[int]]:
         """Return the groups of each update of a pass: all of them, or a random partition that the seed determines."""
@@ -226,7 +180,7 @@ class Learner:
             CoveyError: the gradient is not finite; weights and optimizer are untouched.
         """
         if not self.rows_with_gradient(batch):
-            return Update(metrics={})
+            return Update()
         self.optimizer.zero_grad(set_to_none=True)
         update = self.accumulate_gradient(batch, progress=progress)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm))
@@ -244,7 +198,7 @@ class Learner:
         self.num_updates += 1
         loss = Mean(update.metrics["loss/value"].value, 1)
         metrics = update.metrics | {"loss/value": loss, "grad/norm": Mean(norm, 1), "optimizer/lr": Mean(rate, 1)}
-        return dataclasses.replace(update, metrics=metrics)
+        return dataclasses.replace(update, metrics=metrics, num_updates=1)
 
     def accumulate_gradient(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Update:
         """Add the gradient of the step's loss to the parameters, micro-batch by micro-batch, and return merged metrics."""
@@ -304,12 +258,16 @@ class Learner:
         output.loss.backward()
         return output.metrics | {"tokens/trained": Sum(int(mask.sum()))}, scores.logprobs.detach()
 
-    def score(self, model: PreTrainedModel, tokens: Tokens) -> CompletionScores:
-        """Return the frozen log-probs and entropies [B, T] of all completions under `model`, laid out as in the update."""
-        rows_with_tokens = tokens.completion_mask.any(dim=1).nonzero()[:, 0].tolist()
+    def score(self, model: PreTrainedModel, tokens: Tokens, wanted: Sequence[int] | None = None) -> CompletionScores:
+        """Return the frozen log-probs and entropies [B, T] under `model`, laid out as an update of these rows is.
+
+        `wanted`: which rows; None = all that have a token.
+        """
+        if wanted is None:
+            wanted = tokens.completion_mask.any(dim=1).nonzero()[:, 0].tolist()
         logprobs, entropy = torch.zeros(2, *tokens.completion_ids.shape, dtype=self._dtype).unbind()
         with torch.no_grad():
-            for packs in self.ranks.share(self._plan(tokens, rows_with_tokens)):
+            for packs in self.ranks.share(self._plan(tokens, wanted)):
                 rows = torch.tensor([row for pack in packs for row in pack.rows])
                 scores = self._score(model, tokens, packs)
                 logprobs[rows], entropy[rows] = scores.logprobs.to(logprobs.dtype), scores.entropy.to(entropy.dtype)
@@ -347,6 +305,23 @@ def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, *, mi
     with torch.no_grad():
         for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
             old.lerp_(new, mix)
+
+
+def _with_old(part: Batch, old_logprobs: Tensor | None) -> Batch:
+    return dataclasses.replace(part, scores=dataclasses.replace(part.scores, old_logprobs=old_logprobs))
+
+
+def _gather_groups(
+    minibatches: Sequence[Sequence[int]], pieces: Sequence[Tensor | None], *, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return one grid [B, T] from those of a pass's minibatches; 0 where one has none."""
+    grid = torch.zeros(like.shape, dtype=dtype)
+    num_groups = sum(len(groups) for groups in minibatches)
+    by_group = grid.reshape(num_groups, -1, like.shape[1])
+    for groups, piece in zip(minibatches, pieces, strict=False):
+        if piece is not None:
+            by_group[list(groups)] = piece.reshape(len(groups), -1, like.shape[1]).to(dtype)
+    return grid
 
 
 def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -56,7 +56,8 @@ def task_hash(task: Task) -> str:
     for part, prompts in {"train": task.train, **task.held_out}.items():
         for prompt in prompts:
             turns = [[message.role, message.content] for message in prompt.messages]
-            digest.update(json.dumps([part, prompt.prompt_id, turns, str(prompt.answer)]).encode())
+            columns = {name: str(value) for name, value in sorted(prompt.columns.items())}
+            digest.update(json.dumps([part, prompt.prompt_id, turns, str(prompt.answer), columns]).encode())
     return digest.hexdigest()
 
 

@@ -19,6 +19,11 @@ from covey.sampling import Sampling, rollout_keys
 from covey.types import Completion, CoveyError, Group, Prompt, Rollout
 
 
+def rewards_differ(group: Group) -> bool:
+    """Return whether a group-relative algorithm learns from the group."""
+    return not group.is_flat
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSpec:
     """How the groups of a step are sampled."""
@@ -30,9 +35,11 @@ class RolloutSpec:
     """How often a step may sample: draws after the first replace groups that were dropped with fresh prompts."""
     keeps: Callable[[Group], bool]
     """Whether a group is trained on. One that is not leaves the loss's denominators and may be replaced."""
+    seed: int
+    has_signal: Callable[[Group], bool] = rewards_differ
+    """Whether it can move the weights."""
     needs_baseline: bool = False
     """Whether each prompt is answered greedily, too."""
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +93,8 @@ def sample_groups(
         rewarder=rewarder,
         group_size=len(keys[0]),
     )
-    return ranks.gather(groups), sampled - started, time.monotonic() - sampled
+    scored = time.monotonic()  # Before waiting for the others: that is neither sampling nor scoring.
+    return ranks.gather(groups), sampled - started, scored - sampled
 
 
 def score_groups(
@@ -177,7 +185,12 @@ def draw_keys(prompts: Sequence[Prompt], spec: RolloutSpec, *, step: int, draw: 
 
 
 def rollout_metrics(
-    sampled: SampledGroups, *, reward_low: float, reward_high: float, part_weights: Mapping[str, float] | None = None
+    sampled: SampledGroups,
+    *,
+    reward_low: float,
+    reward_high: float,
+    has_signal: Callable[[Group], bool] = rewards_differ,
+    part_weights: Mapping[str, float] | None = None,
 ) -> dict[str, Metric]:
     """Return what the step's completions look like, dropped groups included."""
     rollouts = [rollout for group in sampled.all for rollout in group.rollouts]
@@ -193,7 +206,7 @@ def rollout_metrics(
         "reward/error_frac": mean_of(float(rollout.reward.value is None) for rollout in rollouts),
         "gold/mean": mean_of(golds),
         "gold/error_frac": mean_of(float(rollout.gold.value is None) for rollout in rollouts if rollout.gold),
-        "group/usable_frac": Mean(sum(not group.is_flat for group in sampled.all), num_groups),
+        "group/usable_frac": Mean(sum(map(has_signal, sampled.all)), num_groups),
         "group/all_correct_frac": Mean(sum(bool(values) and min(values) >= reward_high for values in scored), num_groups),
         "group/all_wrong_frac": Mean(sum(bool(values) and max(values) <= reward_low for values in scored), num_groups),
         "group/num_sampled": Sum(num_groups),
@@ -216,12 +229,13 @@ def rollout_metrics(
 def part_spreads(groups: Sequence[Group], part_weights: Mapping[str, float]) -> dict[str, Metric]:
     """Return each part's share of the variance within groups: which part the advantages really come from.
 
-    sum over groups and scored rollouts of (w_k (r_k - its group's mean))^2, over the same sum for all parts.
+    sum over groups and scored rollouts of (w_k (r_k - its group's mean))^2, over the same sum for all parts: those with a
+    weight, or all there are if none has.
     """
     spreads: dict[str, float] = {}
     for group in groups:
         scored = [rollout.reward.parts for rollout in group.rollouts if rollout.reward.value is not None]
-        for name in {name for parts in scored for name in parts}:
+        for name in part_weights or {name for parts in scored for name in parts}:
             values = [part_weights.get(name, 1.0) * parts.get(name, 0.0) for parts in scored]
             mean = sum(values) / len(values)
             spreads[name] = spreads.get(name, 0.0) + sum((value - mean) ** 2 for value in values)
@@ -236,6 +250,7 @@ def refuse_failing_reward(sampled: SampledGroups, *, max_error_frac: float) -> N
         CoveyError: the reward fails too often for its scores to mean anything.
     """
     scores = [rollout.reward for group in sampled.all for rollout in group.rollouts]
+    scores += [group.baseline.reward for group in sampled.all if group.baseline]
     errors = [score.error for score in scores if score.value is None]
     if len(errors) > max_error_frac * len(scores):
         raise CoveyError(

@@ -5,7 +5,7 @@ The algorithm's section has a file of its own, `algorithm_section.py`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -26,7 +26,8 @@ class Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
         wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and wanted in (int, float):
+        members = get_args(wanted) if bool not in get_args(wanted) else ()
+        if isinstance(value, bool) and ({wanted, *members} & {int, float}):
             raise ValueError("true and false are no numbers; give a number")
         return value
 
@@ -35,7 +36,9 @@ class RunSection(Section):
     name: str = Field("", description="name of the run directory; empty = the recipe's file name")
     directory: str = Field("runs", description="where run directories are made")
     seed: int = Field(0, description="of sampling and of the order of prompts")
-    num_threads: NotNegative = Field(0, description="processor threads; 0 = one for each core")
+    num_threads: NotNegative = Field(
+        0, description="processor threads; 0 = one for each core, shared by the processes on a machine"
+    )
     sinks: tuple[str, ...] = Field((), description=f"trackers to copy the metrics to: {', '.join(SINKS)}")
 
     @field_validator("sinks")
@@ -112,7 +115,9 @@ class TrainSection(Section):
     curriculum: str = Field("none", description=f"which prompts are drawn: {', '.join(CURRICULA)}")
     learning_rate: float = Field(2e-5, gt=0, description="of AdamW")
     warmup_steps: NotNegative = Field(5, description="updates with a linearly rising learning rate")
-    decay: bool = Field(False, description="let the learning rate fall linearly with the updates, to 0 after the last")
+    decay: bool = Field(
+        False, description="let the learning rate fall linearly with the updates, to 0 if every step makes all of its own"
+    )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     max_tokens_per_micro_batch: Positive = Field(4096, description="memory bound of the update; changes no gradient")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from covey.algos.mismatch import mismatch_metrics
 from covey.batch import make_tokens
+from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.learner import Learner
 from covey.metrics import metric_values
@@ -43,13 +44,16 @@ def check_before_training(
     reference: PreTrainedModel | None,
     engine: Engine,
     learner: Learner,
+    ranks: Ranks = ALONE,
 ) -> list[str]:
     """Return what was checked, in words, with the figures found.
 
     Raises:
         CoveyError: engine and trainer disagree, or scoring is not repeatable, or the reference is not the initial policy.
     """
-    tokens = make_tokens(_sample(prompts[:NUM_PROMPTS], sampling, policy=policy, engine=engine))
+    # One rank's completions for all: they score them together.
+    sampled = _sample(prompts[:NUM_PROMPTS], sampling, policy=policy, engine=engine) if ranks.is_main else []
+    tokens = make_tokens(ranks.gather(sampled))
     assert tokens.sampling_logprobs is not None
     logprobs = learner.score(policy.model, tokens).logprobs
     mask = tokens.completion_mask
@@ -103,14 +107,20 @@ def disagreement(found: dict[str, float | None], dtype: torch.dtype) -> str | No
     )
 
 
-def load_and_prove_weights(engine: Engine, policy: Policy, version: int) -> None:
-    """Give the engine the policy's weights and check that it serves them.
+def load_and_prove_weights(engine: Engine, policy: Policy, version: int, *, ranks: Ranks = ALONE) -> None:
+    """Give the engine the policy's weights and check that it serves them, and that all ranks hold the same.
 
     Raises:
-        CoveyError: the engine serves other weights than it was given.
+        CoveyError: the engine serves other weights than it was given, or another rank's weights are others.
     """
     engine.load_weights(policy, version)
-    if engine.served_digest() != engine.expected_digest(policy):
+    digest = engine.served_digest()
+    if len(set(ranks.gather([digest]))) > 1:
+        raise CoveyError(
+            f"the ranks hold different weights at policy version {version}: their processors or versions compute differently. "
+            "Train on machines of one kind, with the same packages"
+        )
+    if digest != engine.expected_digest(policy):
         raise CoveyError(
             f"the engine does not serve policy version {version} after loading it: completions would come from stale weights"
         )

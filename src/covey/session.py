@@ -42,7 +42,7 @@ from covey.monitor.run_directory import (
     write_text_atomic,
 )
 from covey.monitor.sinks import SinkSet, open_sinks
-from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
+from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state, task_hash
 from covey.recorder import Recorder
 from covey.rewards.base import Reward, Rewarder, refuse_missing_columns
 from covey.rollout import RolloutSpec
@@ -106,6 +106,7 @@ def open_session(
         reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.has_reference else None
         learner = make_learner(recipe, policy, ranks=ranks)
         prompts = CURRICULA[recipe.train.curriculum](task.train, seed=recipe.run.seed)
+        refuse_different_ranks(recipe, task, policy, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(own_run.recipe, recipe.to_toml())
@@ -144,6 +145,26 @@ def open_session(
             ranks=ranks,
             closing=closing.pop_all(),
         )
+
+
+def refuse_different_ranks(recipe: Recipe, task: Task, policy: Policy, ranks: Ranks) -> None:
+    """Raise unless all ranks are about to do the same: each has read recipe, data and model by itself.
+
+    Raises:
+        CoveyError: naming what differs.
+    """
+    facts = {
+        "recipes": recipe.to_toml(),
+        "questions": task_hash(task),
+        "model's weights": policy.identity.sha256,
+        "number formats": str(policy.compute_dtype),
+    }
+    for what, values in zip(facts, zip(*ranks.gather([tuple(facts.values())]), strict=True), strict=True):
+        if len(set(values)) > 1:
+            raise CoveyError(
+                f"the {what} of the {ranks.count} processes differ; start all of them with the same command, files and kind of "
+                "machine"
+            )
 
 
 @contextmanager

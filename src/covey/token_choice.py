@@ -10,6 +10,7 @@ from torch import Tensor
 
 from covey.algos.filters import clip_cov_mask, kl_cov_mask, top_entropy_mask
 from covey.algos.mismatch import CORRECTIONS
+from covey.metrics import Mean, Metric
 from covey.sampling import stream_key
 from covey.tensors import Batch
 
@@ -36,15 +37,27 @@ class TokenChoice:
         """
         return _FILTERS[self.token_filter](self._corrected(batch), self.filter_share, stream_key(seed, "filter", step))
 
+    def metrics(self, batch: Batch) -> dict[str, Metric]:
+        """Return what share of the completions' tokens the correction rejects, and the filter chooses."""
+        completion_mask = batch.tokens.completion_mask
+        found: dict[str, Metric] = {}
+        num_tokens = float(completion_mask.sum())
+        if self.correction != "none":
+            found["mismatch/rejected_frac"] = Mean(float((completion_mask & ~batch.mask).sum()), num_tokens)
+        if self.token_filter != "none":
+            without = torch.zeros_like(batch.mask) if batch.token_weights is None else batch.token_weights == 0
+            chosen = without if batch.held_back is None else batch.held_back
+            found["filter/chosen_frac"] = Mean(float((chosen & batch.mask).sum()), num_tokens)
+        return found
+
     def _corrected(self, batch: Batch) -> Batch:
         if self.correction == "none":
             return batch
         old, sampling = batch.scores.old_logprobs, batch.tokens.sampling_logprobs
         assert old is not None
         assert sampling is not None
-        weights = CORRECTIONS[self.correction].weights(
-            old, sampling, batch.mask, low=self.correction_low, high=self.correction_high
-        )
+        row = CORRECTIONS[self.correction]
+        weights = row.weights(old, sampling, batch.mask, low=self.correction_low, high=self.correction_high)
         return dataclasses.replace(batch, token_weights=weights, mask=batch.mask & (weights > 0))
 
 

@@ -25,12 +25,11 @@ def train(session: Session) -> bool:
     clock = Clock(progress.elapsed_s)
     if progress.is_checked:
         left = 0 if progress.is_over else recipe.train.num_steps - progress.step
-        message = (
-            f"going on after step {progress.step}, {left} to go" if left else "all steps are done: nothing is left to train"
-        )
+        done = "the run has spent its algorithm.kl_budget" if progress.is_over else "all steps are done"
+        message = f"going on after step {progress.step}, {left} to go" if left else f"{done}: nothing is left to train"
         session.recorder.event(progress.step, "resumed", message)
     with stop_on_signals() as stop, errors_recorded(session):
-        load_and_prove_weights(session.engine, session.state.policy, progress.policy_version)
+        load_and_prove_weights(session.engine, session.state.policy, progress.policy_version, ranks=ranks)
         if not progress.is_checked:
             prepare(session, clock)
         is_stopped = ranks.any(stop.is_requested)
@@ -41,7 +40,11 @@ def train(session: Session) -> bool:
                 with clock.phase("checkpoint_s"):
                     save_session(session)
         if not is_finished(session):
-            session.recorder.event(progress.step, "interrupted", f"{stop.signal_name}: stopped after step {progress.step}")
+            session.recorder.event(
+                progress.step,
+                "interrupted",
+                f"{stop.signal_name or 'another process was stopped'}: stopped after step {progress.step}",
+            )
         save_session(session)
     return is_finished(session)
 
@@ -73,11 +76,20 @@ def train_step(session: Session, clock: Clock) -> None:
     for group in sampled.all:
         rewards = group.scored_rewards
         prompts.observe(group.prompt.prompt_id, sum(reward > (low + high) / 2 for reward in rewards), len(rewards))
-    metrics = rollout_metrics(sampled, reward_low=low, reward_high=high, part_weights=session.stats.part_weights)
+    metrics = rollout_metrics(
+        sampled,
+        reward_low=low,
+        reward_high=high,
+        part_weights=session.stats.part_weights,
+        has_signal=session.rollouts.has_signal,
+    )
     distances: list[RowDistance | None] = []
     if sampled.used:
         update_metrics, distances = update_policy(session, clock, sampled)
         metrics |= update_metrics
+    reference, algorithm = session.state.reference, recipe.algorithm
+    if reference is not None and is_due(step, algorithm.reference_every):
+        refresh_reference(reference, session.state.policy.model, mix=algorithm.reference_mix)
     progress.step = step
     end_if_budget_is_spent(session, metrics)
     if is_due(step, recipe.evaluation.every) or is_finished(session):
@@ -107,19 +119,16 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
     with clock.phase("update_s"):
         show = session.recorder.console.phase
         update = learner.train_on(batch, step=step, progress=lambda done, total: show("update", done, total))
-    if not update.metrics:
-        return update.metrics, []
-    if problem := disagreement(metric_values(update.metrics), policy.compute_dtype):
+    if "mismatch/abs_mean" in update.metrics and (problem := disagreement(metric_values(update.metrics), policy.compute_dtype)):
         session.recorder.event(step, "warning", problem)
-    if reference is not None and is_due(step, session.recipe.algorithm.reference_every):
-        refresh_reference(reference, policy.model, mix=session.recipe.algorithm.reference_mix)
-    with clock.phase("load_weights_s"):
-        progress.policy_version += 1
-        load_and_prove_weights(session.engine, policy, progress.policy_version)
+    if update.num_updates:
+        with clock.phase("load_weights_s"):
+            progress.policy_version += 1
+            load_and_prove_weights(session.engine, policy, progress.policy_version, ranks=session.ranks)
     ref_logprobs = batch.scores.ref_logprobs
     if ref_logprobs is None or update.logprobs is None or update.is_scored is None:
         return update.metrics, []
-    return update.metrics, row_distances(tokens, update.logprobs, ref_logprobs, update.is_scored, policy.decode)
+    return update.metrics, row_distances(tokens, update.logprobs, ref_logprobs, update.is_scored, policy.token_text)
 
 
 def end_if_budget_is_spent(session: Session, metrics: Mapping[str, Metric]) -> None:
@@ -144,6 +153,7 @@ def prepare(session: Session, clock: Clock) -> None:
         reference=session.state.reference,
         engine=session.engine,
         learner=session.state.learner,
+        ranks=session.ranks,
     )
     for line in checked:
         session.recorder.event(0, "self_check", line)

@@ -82,8 +82,8 @@ SILENT_BUGS: dict[int, str] = {
 }
 
 WAITING: dict[int, str] = {
-    14: "Covey has no tools yet: every completion token is the policy's own",
-    39: "Covey trains whole models yet, no adapters",
-    41: "Covey trains whole models yet, no adapters",
+    14: "Covey has no tools so far: every completion token is the policy's own",
+    39: "Covey trains whole models so far, no adapters",
+    41: "Covey trains whole models so far, no adapters",
 }
 """Classes for which no bug can be planted yet, and why."""

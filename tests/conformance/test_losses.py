@@ -66,9 +66,9 @@ def loss_of(inputs: LossInputs, *, kl: str = "k3_loss", beta: float = 0.0, entro
 
 
 def test_the_second_update_on_a_batch_has_a_ratio_and_the_first_has_none(tiny_policy: Policy):
-    learner = learner_of(tiny_policy, num_iterations=2, learning_rate=1e-3)
-    tokens = make_tokens(groups_of())
-    batch = learner.make_batch(tokens, learner.make_scores(tokens, None))
+    learner = learner_of(tiny_policy, learning_rate=1e-3)
+    old = learner.score(tiny_policy.model, make_tokens(groups_of())).logprobs
+    batch = batch_of(learner, groups_of(), old=old)
     first, second = learner.update(batch).metrics, learner.update(batch).metrics
     assert first["ratio/max"].value == pytest.approx(1.0, abs=1e-6)
     assert first["ratio/mean"].value == pytest.approx(1.0, abs=1e-6)
@@ -76,13 +76,11 @@ def test_the_second_update_on_a_batch_has_a_ratio_and_the_first_has_none(tiny_po
 
 
 @pytest.mark.parametrize("numbers", [{"num_iterations": 2}, {"num_minibatches": 3}])
-def test_a_batch_that_serves_several_updates_is_scored_before_the_first(tiny_policy: Policy, numbers: dict[str, Any]):
-    learner = learner_of(tiny_policy, **numbers)
+def test_updates_after_the_first_have_a_ratio_against_the_policy_before_it(tiny_policy: Policy, numbers: dict[str, Any]):
+    learner = learner_of(tiny_policy, learning_rate=1e-3, **numbers)
     tokens = make_tokens(groups_of())
-    scores = learner.make_scores(tokens, None)
-    assert scores.old_logprobs is not None
-    expected = slow_logprobs(tiny_policy.model, groups_of()).detach()
-    torch.testing.assert_close(scores.old_logprobs, expected, atol=1e-4, rtol=0)
+    update = learner.train_on(learner.make_batch(tokens, learner.make_scores(tokens, None)))
+    assert update.metrics["ratio/max"].value > 1.001
 
 
 def test_the_ratio_is_against_the_old_policy_and_not_the_reference():
@@ -176,13 +174,13 @@ def test_the_clip_has_the_right_value_and_gradient_in_all_four_quadrants():
 def test_log_probs_that_differ_by_a_hundred_give_a_finite_loss_and_gradient(difference: float):
     logprobs = torch.tensor([[difference - 100.0]], requires_grad=True)
     old = torch.tensor([[-100.0]])
-    assert math.isfinite(float(token_log_ratio(logprobs, old, torch.ones(1, 1, dtype=torch.bool)).exp()))
+    assert math.isfinite(float(token_log_ratio(logprobs.detach(), old, torch.ones(1, 1, dtype=torch.bool)).exp()))
     for advantage in (1.0, -1.0):
         for kl in KL_TERMS:
             inputs = loss_inputs(logprobs, old_logprobs=old, ref_logprobs=old, advantages=torch.full((1, 1), advantage))
             loss = loss_of(inputs, kl=kl, beta=0.1)
             (gradient,) = torch.autograd.grad(loss, logprobs)
-            assert math.isfinite(float(loss))
+            assert math.isfinite(float(loss.detach()))
             assert math.isfinite(float(gradient))
 
 

@@ -357,6 +357,10 @@ def test_what_only_watches_leaves_the_weights_identical(directory: Path, alone: 
     assert without_gold == [{key: value for key, value in row.items() if not key.startswith("gold/")} for row in alone.metrics]
 
 
+def test_a_reference_that_only_watches_leaves_the_weights_identical(directory: Path, name: str, alone: Run) -> None:
+    assert weights_of(train_digits(directory, name, track_kl=True).path) == weights_of(alone.path)
+
+
 def test_scrambled_gold_is_really_another_verifier(directory: Path, name: str, alone: Run) -> None:
     run = train_digits(directory, name, gold=scrambled)
     assert [row["gold/mean"] for row in run.metrics] != [row["gold/mean"] for row in alone.metrics]

@@ -30,6 +30,7 @@ from covey.learner import Learner
 from covey.models.policy import Policy
 from covey.tensors import Batch, Scores, Tokens
 from covey.token_choice import TokenChoice
+from covey.types import Group
 
 BOUNDS = {
     "tis_token": (0.0, 1.2),
@@ -228,9 +229,16 @@ def test_a_held_back_token_gives_its_row_a_gradient_although_its_advantage_is_ze
 
 # --- Truncated completions -------------------------------------------------------------------------------------------
 
-LEFT_OUT = StatsSpec(part_weights=STATS.part_weights, masks_truncated=True)
+LEFT_OUT = StatsSpec(masks_truncated=True)
 LENGTHS = ((3, 14, 1, 9, 6), (8, 2, 11, 1, 5), (1, 7, 4, 2, 10))
 """One completion in each group has length 1: it does not end with the end token, so it was cut at the limit."""
+
+
+def with_whole_baseline(group: Group) -> Group:
+    """Return the group with a greedy completion that ended by itself: one that was cut off is no baseline."""
+    assert group.baseline is not None
+    completion = dataclasses.replace(group.baseline.completion, finish_reason="stop")
+    return dataclasses.replace(group, baseline=dataclasses.replace(group.baseline, completion=completion))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -243,9 +251,11 @@ def test_a_step_that_leaves_truncated_completions_out_is_one_without_them(shared
         for group in groups
     ]
     assert [len(group.rollouts) for group in without] == [4, 4, 4]
+    groups = [with_whole_baseline(group) for group in groups]
+    without = [dataclasses.replace(group, baseline=whole.baseline) for group, whole in zip(without, groups, strict=True)]
     learner = make_learner(shared_tiny_policy64, objective_of(name))
     found = gradient_and_loss(learner, learner.make_batch(make_tokens(groups, (), LEFT_OUT), ON_POLICY))
-    expected = gradient_and_loss(learner, learner.make_batch(make_tokens(without, (), STATS), ON_POLICY))
+    expected = gradient_and_loss(learner, learner.make_batch(make_tokens(without), ON_POLICY))
     assert relative_error(found[0], expected[0]) < 1e-10
     assert found[1] == pytest.approx(expected[1], abs=1e-12)
 

@@ -64,6 +64,7 @@ def test_a_number_that_a_recipe_changed_survives_another_row(tmp_path: Path):
 def test_a_correction_brings_its_bounds(correction: str, row: object):
     section = load_recipe(None, [f"algorithm.correction={correction}"]).algorithm
     assert (section.correction_low, section.correction_high) == (CORRECTIONS[correction].low, CORRECTIONS[correction].high)
+    assert section.correction_high is not None
 
 
 def test_a_token_filter_brings_its_share():
@@ -90,6 +91,18 @@ def test_a_loss_of_whole_completions_refuses_means_over_tokens(row: str, aggrega
     ("overrides", "start"),
     [
         (["algorithm.kl_target=0.1"], "algorithm.kl_target=0.1: "),
+        (["algorithm.name=gspo", "algorithm.token_filter=top_entropy"], "algorithm.token_filter='top_entropy': the loss of"),
+        (["algorithm.kl_budget=5.0", "algorithm.reference_every=9"], "algorithm.kl_budget=5.0 with reference_every=9: "),
+        (["algorithm.kl_horizon=9"], "algorithm.kl_horizon=9: it belongs to kl_target"),
+        (["algorithm.reference_mix=0.5"], "algorithm.reference_mix=0.5: it belongs to reference_every"),
+        (["algorithm.kl_cov_coefficient=2.0"], "algorithm.kl_cov_coefficient=2.0: it belongs to token_filter='kl_cov'"),
+        (["algorithm.correction=tis_token", "algorithm.correction_low=0.9"], "algorithm.correction_low=0.9: 'tis_token' has"),
+        (["algorithm.beta=0.1", "algorithm.reference_every=1"], "algorithm.reference_every=1 with reference_mix=1"),
+        (["algorithm.name=remax", "train.num_iterations=2"], "train.num_iterations=2, train.num_minibatches=1 with"),
+        (["algorithm.name=gdpo", "reward.combine=product", "reward.parts={a = 1.0, b = 1.0}"], "reward.combine='product' with"),
+        (["algorithm.name=maxrl", "reward.parts={a = 1.0, b = 1.0}"], "reward.parts with algorithm.name='maxrl': "),
+        (["train.overlong_penalty=0.5"], "train.overlong_penalty=0.5 belongs to train.overlong_buffer"),
+        (["reward.tie_break=0.5"], "reward.tie_break=0.5 belongs to reward.combine='lexicographic'"),
         (["algorithm.reference_every=5"], "algorithm.reference_every=5: "),
         (["algorithm.correction_high=3.0"], "algorithm.correction='none': "),
         (["algorithm.correction=mask_token", "algorithm.correction_low=7.0"], "algorithm.correction_low=7.0 must be below"),

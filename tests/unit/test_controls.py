@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.digits import digit_share, leave_out_slow_parts, newest, resume_digits, train_digits
+from tests.digits import digit_share, leave_out_slow_parts, newest, num_timed_steps, resume_digits, train_digits
 
 from covey.api import Run
 from covey.monitor.run_directory import read_jsonl, read_rows
@@ -60,9 +60,22 @@ def test_each_completion_is_saved_with_its_distance_and_its_farthest_token(direc
     run = train_digits(directory, "distances", track_kl=True, learning_rate=3e-2)
     rows = [row for row in read_rows(run.path / "rollouts" / "step-000006.parquet") if row["used"]]
     assert rows
-    assert {row["kl_max_token"] in row["completion"] or row["kl_max_token"] == "" for row in rows} == {True}
+    assert {row["kl_max_token"] in row["completion"] + "<|im_end|>" for row in rows} == {True}
     assert max(row["kl_max"] for row in rows) == pytest.approx(run.metrics[-1]["kl/token_max"])
     assert sum(row["kl"] for row in rows) / len(rows) == pytest.approx(run.metrics[-1]["kl/sequence"])
+
+
+def test_a_reference_is_refreshed_although_a_step_makes_no_update(directory: Path):
+    path = directory / "flat"
+
+    def flat(completion: str) -> float:
+        return 0.5 if num_timed_steps(path) == 3 else digit_share(completion)
+
+    options: dict[str, Any] = {"track_kl": True, "reference_every": 3, "learning_rate": 3e-2, "num_steps": 5}
+    run = train_digits(directory, "flat", reward=flat, **options)
+    distances = [row.get("kl/sequence") for row in run.metrics]
+    assert run.metrics[2]["optimizer/num_updates"] == run.metrics[1]["optimizer/num_updates"]
+    assert abs(distances[3] or 0.0) < 1e-4 < abs(distances[1] or 0.0)
 
 
 def test_a_reference_that_is_refreshed_at_every_step_stays_at_distance_zero(directory: Path):

@@ -6,7 +6,7 @@ from covey.rollout import RolloutSpec, draw_keys
 from covey.sampling import Sampling, rollout_keys
 from covey.types import Message, Prompt
 
-SPEC = RolloutSpec(sampling=Sampling(), prompts_per_step=3, group_size=2, max_draws=1, keeps=lambda group: True, seed=5)
+SPEC = RolloutSpec(sampling=Sampling(), prompts_per_step=3, group_size=2, max_draws=1, keeps=bool, has_signal=bool, seed=5)
 
 
 def prompt(name: str) -> Prompt:

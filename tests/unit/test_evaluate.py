@@ -115,9 +115,7 @@ def test_evaluating_leaves_weights_and_random_states_alone(tiny_policy: Policy):
 
 
 def test_a_training_step_draws_the_same_completions_with_and_without_an_evaluation_before(shared_tiny_policy: Policy):
-    options = RolloutSpec(
-        sampling=SPEC.sampling, prompts_per_step=3, group_size=4, max_draws=1, keeps=lambda group: True, seed=4
-    )
+    options = RolloutSpec(sampling=SPEC.sampling, prompts_per_step=3, group_size=4, max_draws=1, keeps=bool, seed=4)
     engine = TransformersEngine(shared_tiny_policy)
 
     def trained() -> list[str]:

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from covey.engines.native.attention import CacheSize
-from covey.engines.native.engine import NativeEngine, _Batch
+from covey.engines.native.engine import Batch, NativeEngine
 from covey.engines.native.families import FAMILIES, unsupported_reason
 from covey.engines.native.ops import TorchOps
 from covey.engines.native.schedule import Schedule
@@ -48,6 +48,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
     "initializer_range": 0.3,
 }
+UNSHARED: dict[str, Any] = {**SIZES, "num_key_value_heads": 4}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 1e4,
@@ -63,7 +64,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama, tied, with biases": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
     ),
-    "llama, one key-value head for each head": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4})),
+    "llama, one key-value head for each head": lambda: LlamaForCausalLM(LlamaConfig(**UNSHARED)),
     "llama 3": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "mistral, sliding": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=7)),
@@ -107,7 +108,7 @@ def largest_difference(policy: Policy, weights: ServedWeights, prompts: list[lis
     endings = [[(11 * place + 5 * row) % 264 for place in range(6 + 3 * (row % 2))] for row in range(2 * len(prompts))]
     expected = [model(torch.tensor([prompts[row // 2] + ending])).logits[0] for row, ending in enumerate(endings)]
     schedule = Schedule([len(prompt) for prompt in prompts], [[2 * p, 2 * p + 1] for p in range(len(prompts))], size)
-    batch = _Batch(weights, TorchOps(weights.architecture, weights.dtype), schedule, prompts, size=size)
+    batch = Batch(weights, TorchOps(weights.architecture, weights.dtype), schedule, prompts, size=size)
     largest = 0.0
     while not schedule.is_done:
         logits, _ = batch.next_logits()

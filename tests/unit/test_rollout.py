@@ -55,6 +55,7 @@ def spec(*, prompts_per_step: int = 4, max_draws: int = 1, drop_flat_groups: boo
         group_size=GROUP_SIZE,
         max_draws=max_draws,
         keeps=keeps(drop_flat_groups=drop_flat_groups),
+        has_signal=keeps(),
         seed=5,
     )
 

@@ -165,6 +165,7 @@ def test_every_documented_metric_is_logged_and_no_other(run: Run, directory: Pat
         "algorithm__name": "remax",
         "algorithm__correction": "mask_token",
         "algorithm__entropy_target": 1.0,
+        "token_filter": "top_entropy",
         "train__curriculum": "pass_rate",
     }
     assert logged_keys(run) | logged_keys(train_digits(directory, "everything", **everything)) == documented_keys()

@@ -49,14 +49,15 @@ def reinforce_pp_baseline_advantages(
     return torch.where((weights > 0) & rewards_differ(stats), (centred - mean) / (std + eps), 0.0)
 
 
-def bnpo_advantages(stats: GroupStats) -> Float64[Tensor, "P G"]:
+def bnpo_advantages(stats: GroupStats, *, min_density: float = 1e-6) -> Float64[Tensor, "P G"]:
     """Return (p - mean p) / Beta(mean p; alpha, beta) with p the reward moved to [0, 1]: BNPO (arXiv 2506.02864).
 
     The Beta density's parameters are matched to the groups' success shares x = mean p, with mean m and variance v (divisor
     P - 1) over the batch: a = (m (1 - m) / v - 1) m, b = (m (1 - m) / v - 1) (1 - m), alpha = 1 + a/3, beta = 1 + b/3,
     both at least 1. A batch whose groups all have the same share (up to rounding), or a single group, tells nothing about
     the spread and is divided by the flat density, 1. The density is small far from the others' shares, so the advantages
-    of an outlying group can be very large. (TRL uses the name for something else: a token mean over the local batch.)
+    of an outlying group can be very large: it counts as `min_density` at least. (TRL uses the name for something else: a
+    token mean over the local batch.)
     """
     share = torch.where(stats.scored, success_share(stats), 0.0)
     counted = has_pair(stats)[:, 0]
@@ -71,7 +72,7 @@ def bnpo_advantages(stats: GroupStats) -> Float64[Tensor, "P G"]:
         - torch.lgamma(alpha)
         - torch.lgamma(beta)
     )
-    return torch.where(rewards_differ(stats) & stats.scored, (share - mean) / log_density.exp(), 0.0)
+    return torch.where(rewards_differ(stats) & stats.scored, (share - mean) / log_density.exp().clamp(min=min_density), 0.0)
 
 
 _SAME_SHARE = 1e-9

@@ -7,10 +7,10 @@ def adaptive_beta(beta: float, kl: float, *, target: float, horizon: float, num_
     """Return beta (1 + clip(kl/target - 1, +-0.2) n/horizon): the KL controller of arXiv 1909.08593, section 2.2.
 
     `kl` is the mean KL of a completion in nats, n the completions since the last call, `horizon` how many completions a
-    full correction takes.
+    full correction takes. n/horizon counts as 1 at most: a short horizon must not turn the sign of beta.
     """
     error = min(max(kl / target - 1, -max_error), max_error)
-    return beta * (1 + error * num_samples / horizon)
+    return beta * (1 + error * min(1.0, num_samples / horizon))
 
 
 def entropy_coefficient(

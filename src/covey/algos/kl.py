@@ -93,7 +93,7 @@ KL_TERMS: dict[str, KlTerm] = {
     ),
     "k1_reward": KlTerm(
         formula="k1_t = log pi_old - log pi_ref, subtracted from the reward-to-go",
-        gradient="of the sequence's KL(policy || reference), later tokens included",
+        gradient="of the sequence's KL(policy || reference), later tokens included (with token ratios and equal weights)",
         in_loss=None,
     ),
 }

@@ -25,7 +25,8 @@ class Correction:
     formula: str
     weights: Callable[..., Tensor]
     """(old_logprobs, sampling_logprobs, mask, *, low, high) -> [B, T]; exactly 0 = rejected."""
-    low: float
+    low: float | None
+    """None = there is no lower bound."""
     high: float
 
 
@@ -62,7 +63,7 @@ CORRECTIONS: dict[str, Correction] = {
     "tis_token": Correction(
         formula="min(rho_t, high)",
         weights=lambda old, sampling, mask, *, low, high: _truncated(token_weights(old, sampling), high),
-        low=0.0,
+        low=None,
         high=2.0,
     ),
     "tis_sequence": Correction(
@@ -70,7 +71,7 @@ CORRECTIONS: dict[str, Correction] = {
         weights=lambda old, sampling, mask, *, low, high: _truncated(sequence_product(old, sampling, mask), high).expand_as(
             old
         ),
-        low=0.0,
+        low=None,
         high=2.0,
     ),
     # Masked importance sampling; with bounds 0.5 and 5 what is called IcePop.

@@ -47,6 +47,8 @@ class PolicySpec:
     """Whether each group's prompt is answered greedily, too."""
     counts_successes: bool = False
     """Whether rewards are read as shares of success, so that a penalty must not be mixed into them."""
+    reads_parts: bool = False
+    """Whether it combines the parts of the reward itself."""
     clips_log_ratio: bool = False
     """Whether the epsilons bound log w and not w."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +68,11 @@ class PolicySpec:
         """Return the ratios between which nothing is clipped."""
         low, high = options.get("epsilon_low", 1.0), options.get("epsilon_high", math.inf)
         return (math.exp(-low), math.exp(high)) if self.clips_log_ratio else (1 - low, 1 + high)
+
+    @property
+    def has_ratio(self) -> bool:
+        """Whether it corrects for data that an older policy has sampled."""
+        return self.surrogate is not surrogates.reinforce_surrogate
 
     @property
     def is_per_sequence(self) -> bool:
@@ -138,7 +145,7 @@ ALGORITHMS: dict[str, PolicySpec] = {
     "reinforce_pp": PolicySpec(
         title="REINFORCE++",
         paper="arXiv 2501.03262",
-        advantage_formula="A_t = (R_t - mean R) / std R over all tokens of the step, R_t = r_i - beta sum_(s >= t) k1_s",
+        advantage_formula="A_t = (R_t - mean R) / std R over all tokens of the step, R_t = r_i less what KL costs from t on",
         loss_formula=_CLIP,
         advantage=group.raw_rewards,
         signal=group.any_scored,
@@ -221,7 +228,9 @@ ALGORITHMS: dict[str, PolicySpec] = {
     "bnpo": PolicySpec(
         title="BNPO",
         paper="arXiv 2506.02864",
-        advantage_formula="A_i = (p_i - x) / Beta(x; alpha, beta), x = mean p of the group, the Beta matched to all groups' x",
+        advantage_formula=(
+            "A_i = (p_i - x) / max(Beta(x; alpha, beta), {min_density}), x = mean p of the group, the Beta matched to all x"
+        ),
         loss_formula=_CLIP,
         advantage=batch.bnpo_advantages,
         counts_successes=True,
@@ -237,6 +246,7 @@ ALGORITHMS: dict[str, PolicySpec] = {
         ),
         loss_formula=_CLIP,
         advantage=batch.gdpo_advantages,
+        reads_parts=True,
         signal=group.parts_differ,
         aggregation="seq-mean-token-mean",
     ),

@@ -256,11 +256,12 @@ def _convert_overlong(draft: Draft, weight: float) -> None:
 
 def _convert_run(draft: Draft, updates_per_step: int) -> None:
     output, name = draft.get("output_dir"), draft.values.get("run_name")
+    output = None if output is None else str(output)
     if output:
         draft.put("run.directory", str(Path(output).parent), of=["output_dir"])
     if name or output:
         key = "run_name" if name else "output_dir"
-        draft.put("run.name", str(name or Path(output).name).replace("/", "-"), of=[key])
+        draft.put("run.name", str(name or Path(output or "").name).replace("/", "-"), of=[key])
     draft.put("run.seed", draft.get("seed"), of=["seed"])
     sinks = draft.get("report_to")
     sinks = [sinks] if isinstance(sinks, str) else list(sinks or [])

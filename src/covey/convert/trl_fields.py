@@ -202,7 +202,7 @@ _RUN = (
     | _lost("Covey keeps the newest checkpoints, not the best", load_best_model_at_end=False)
     | _ignored("it chooses the best checkpoint", metric_for_best_model=None, greater_is_better=None)
     | _ignored("the same seed gives the same run", data_seed=None, full_determinism=False)
-    | _ignored("an unfinished run goes on with `covey resume`", resume_from_checkpoint=None, ignore_data_skip=False)
+    | _ignored("an unfinished run goes on with `covey train --resume RUN`", resume_from_checkpoint=None, ignore_data_skip=False)
     | _ignored("it says what a script does", do_train=False, do_eval=False, do_predict=False)
     | _ignored("a checkpoint of Covey is always complete", save_only_model=False, restore_callback_states_from_checkpoint=False)
     | _ignored("a signal saves a checkpoint without asking", enable_jit_checkpoint=False)

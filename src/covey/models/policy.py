@@ -70,6 +70,10 @@ class Policy:
         """Return the text for display and scoring. It is never encoded again."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def token_text(self, token_id: int) -> str:
+        """Return one token's text, special tokens included: for display."""
+        return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+
     def describing_files(self) -> dict[str, bytes]:
         """Return config, tokenizer, chat template and the base model's licence and notice, by file name.
 

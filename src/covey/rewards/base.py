@@ -208,6 +208,9 @@ def within_range(reward: Reward, score: Score, *, elapsed_s: float) -> Score:
     """Return the score with the time it took; a value outside the declared range is taken from it, with the reason."""
     if score.value is None:
         return replace(score, error=score.error or f"{reward.name} returned None", elapsed_s=elapsed_s)
+    if bad := [name for name, part in score.parts.items() if not math.isfinite(part)]:
+        error = f"{reward.name}: the part {bad[0]!r} is {score.parts[bad[0]]}; give a finite number"
+        return replace(score, value=None, error=error, elapsed_s=elapsed_s)
     if not (math.isfinite(score.value) and reward.low <= score.value <= reward.high):
         error = (
             f"{reward.name} returned {score.value}, outside its declared range [{reward.low}, {reward.high}]; "

@@ -23,6 +23,17 @@ MUTATIONS = [
         tests=(f"{SUITE}test_the_second_update_on_a_batch_has_a_ratio_and_the_first_has_none", TEXTBOOK),
     ),
     Mutation(
+        number=28,
+        name="old log-probs are computed after the updates before",
+        file=LEARNER,
+        old="self.update(_with_old(part, logprobs), progress=progress)",
+        new=(
+            "self.update(_with_old(part, logprobs if logprobs is None else self.score(self.model, part.tokens).logprobs), "
+            "progress=progress)"
+        ),
+        tests=(f"{SUITE}test_updates_after_the_first_have_a_ratio_against_the_policy_before_it",),
+    ),
+    Mutation(
         number=29,
         name="the ratio is against the reference",
         file=OBJECTIVE,
@@ -186,7 +197,7 @@ MUTATIONS = [
         number=40,
         name="the reference follows the policy after every step",
         file="src/covey/train.py",
-        old="is_due(step, session.recipe.algorithm.reference_every)",
+        old="is_due(step, algorithm.reference_every)",
         new="is_due(step, 1)",
         tests=("tests/conformance/test_rollouts.py::test_the_reference_stays_behind_while_the_policy_moves",),
     ),

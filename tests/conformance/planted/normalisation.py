@@ -93,11 +93,11 @@ MUTATIONS = [
     ),
     Mutation(
         number=49,
-        name="a batch for several updates is not scored before the first",
+        name="later updates take their own log-probs for the old ones",
         file=LEARNER,
-        old="return self.spec.updates_per_step > 1 or",
-        new="return self.spec.updates_per_step > 99 or",
-        tests=("tests/conformance/test_losses.py::test_a_batch_that_serves_several_updates_is_scored_before_the_first",),
+        old="self.update(_with_old(part, logprobs), progress=progress)",
+        new="self.update(_with_old(part, None), progress=progress)",
+        tests=("tests/conformance/test_losses.py::test_updates_after_the_first_have_a_ratio_against_the_policy_before_it",),
     ),
     Mutation(
         number=50,

@@ -24,7 +24,7 @@ MUTATIONS = [
         number=51,
         name="the loop does not give the engine the new weights",
         file="src/covey/train.py",
-        old="        load_and_prove_weights(session.engine, policy, progress.policy_version)\n",
+        old="            load_and_prove_weights(session.engine, policy, progress.policy_version, ranks=session.ranks)\n",
         new="",
         tests=(f"{SUITE}test_the_engine_serves_the_present_policy_in_every_step",),
     ),

@@ -31,9 +31,7 @@ class Attention(Protocol):
 class Cache(Protocol):
     """Keys and values: of each resident prompt once, and of each row's own tokens."""
 
-    def write_prompt(
-        self, index: int, slot: int, keys: Float[Tensor, "S K E"], values: Float[Tensor, "S K E"]
-    ) -> None: ...
+    def write_prompt(self, index: int, slot: int, keys: Float[Tensor, "S K E"], values: Float[Tensor, "S K E"]) -> None: ...
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Move rows to other places, all distinct."""
@@ -137,9 +135,7 @@ class PrefixAttention:
     def __call__(self, index: int, layer: LayerWeights, qkv: Float[Tensor, "N width"]) -> Float[Tensor, "N HE"]:
         shape = self._architecture.layers[index]
         cos, sin = self._tables.at(shape.rope, self._positions)
-        queries, keys, values = (
-            part.to(qkv.dtype) for part in split_heads(self._architecture, layer, qkv, cos, sin)
-        )
+        queries, keys, values = (part.to(qkv.dtype) for part in split_heads(self._architecture, layer, qkv, cos, sin))
         outputs: list[Tensor] = []
         self.kept.append([])
         parts = zip(*(part.split(self._lengths) for part in (queries, keys, values)), strict=True)
@@ -188,11 +184,11 @@ class PlainCache:
         self._architecture = architecture
         self._tables = tables
         # Zeros, not garbage: a position that is masked still enters a sum, times 0.
-        per_token = (architecture.num_kv_heads, architecture.head_dim)
-        prompts = (architecture.num_layers, 2, size.num_prompts, size.prompt_tokens, *per_token)
-        rows = (architecture.num_layers, 2, size.num_rows, size.row_tokens, *per_token)
-        self.prompts: Float[Tensor, "layers 2 P S K E"] = torch.zeros(prompts)
-        self.rows: Float[Tensor, "layers 2 rows T K E"] = torch.zeros(rows)
+        num_kv, head_dim = architecture.num_kv_heads, architecture.head_dim
+        prompts = (architecture.num_layers, 2, size.num_prompts, num_kv, size.prompt_tokens, head_dim)
+        rows = (architecture.num_layers, 2, size.num_rows, num_kv, size.row_tokens, head_dim)
+        self.prompts: Float[Tensor, "layers 2 P K S E"] = torch.zeros(prompts)
+        self.rows: Float[Tensor, "layers 2 rows K T E"] = torch.zeros(rows)
 
     @staticmethod
     def num_bytes(architecture: Architecture, size: CacheSize) -> int:
@@ -200,8 +196,8 @@ class PlainCache:
         return tokens * architecture.num_layers * 2 * architecture.num_kv_heads * architecture.head_dim * 4
 
     def write_prompt(self, index: int, slot: int, keys: Float[Tensor, "S K E"], values: Float[Tensor, "S K E"]) -> None:
-        self.prompts[index, 0, slot, : len(keys)] = keys
-        self.prompts[index, 1, slot, : len(values)] = values
+        self.prompts[index, 0, slot, :, : len(keys)] = keys.transpose(0, 1)
+        self.prompts[index, 1, slot, :, : len(values)] = values.transpose(0, 1)
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self.rows[:, :, targets] = self.rows[:, :, sources]
@@ -232,10 +228,10 @@ class _PlainRowAttention:
         cos, sin = self._tables.at(shape.rope, rows.positions)
         queries, keys, values = split_heads(architecture, layer, qkv, cos, sin)
         own = self._cache.rows[index]
-        own[0, torch.arange(len(qkv)), rows.ages] = keys
-        own[1, torch.arange(len(qkv)), rows.ages] = values
-        own_keys, own_values = own[:, : len(qkv), : self._num_own].transpose(2, 3)  # [N, K, T, E]
-        prompt_keys, prompt_values = self._cache.prompts[index, :, : self._num_prompts].transpose(2, 3)  # [P, K, S, E]
+        own[0, torch.arange(len(qkv)), :, rows.ages] = keys
+        own[1, torch.arange(len(qkv)), :, rows.ages] = values
+        own_keys, own_values = own[:, : len(qkv), :, : self._num_own]  # [N, K, T, E]
+        prompt_keys, prompt_values = self._cache.prompts[index, :, : self._num_prompts]  # [P, K, S, E]
         grouped = queries.view(len(qkv), architecture.num_kv_heads, architecture.heads_per_kv, architecture.head_dim)
         scores = torch.cat(
             [
@@ -270,7 +266,7 @@ class _PlainRowAttention:
         """Return 0 where a row sees a position of its prompt's or its own slot, -inf elsewhere."""
         if window not in self._masks:
             rows = self._rows
-            in_prompt = torch.arange(self._cache.prompts.shape[3]).expand(len(rows.ages), -1)
+            in_prompt = torch.arange(self._cache.prompts.shape[4]).expand(len(rows.ages), -1)
             in_own = torch.arange(self._num_own)
             is_visible = torch.cat([in_prompt < rows.prompt_lengths[:, None], in_own <= rows.ages[:, None]], dim=1)
             if window is not None:

@@ -87,7 +87,7 @@ class NativeEngine:
             num_bytes=self._ops.cache_bytes,
         )
         schedule = Schedule(lengths, keys, size)
-        batch = _Batch(self._weights, self._ops, schedule, prompts, size=size)
+        batch = Batch(self._weights, self._ops, schedule, prompts, size=size)
         sampler = Sampler(sampling, self._ops, num_rows=size.num_rows, vocab_size=self._weights.architecture.vocab_size)
         stopping = Stopping(sampling, stop_ids=self._stop_ids, decode=self._decode)
         num_open = total = len(schedule.rows) * sampling.max_new_tokens
@@ -115,12 +115,10 @@ class NativeEngine:
         return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
 
 
-class _Batch:
+class Batch:
     """The rows that are decoded together, as the model sees them."""
 
-    def __init__(
-        self, weights: ServedWeights, ops: Ops, schedule: Schedule, prompts: Sequence[list[int]], *, size: CacheSize
-    ):
+    def __init__(self, weights: ServedWeights, ops: Ops, schedule: Schedule, prompts: Sequence[list[int]], *, size: CacheSize):
         self._decoder = Decoder(weights, ops)
         self._schedule = schedule
         self._prompts = prompts

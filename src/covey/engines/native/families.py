@@ -36,9 +36,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(window="all layers"),
     "qwen2": Family(window="layer types"),
     "qwen3": Family(has_qk_norm=True, window="layer types"),
-    "gemma3_text": Family(
-        norm_offset=1.0, has_qk_norm=True, has_branch_norms=True, window="layer types", ropes="layer types"
-    ),
+    "gemma3_text": Family(norm_offset=1.0, has_qk_norm=True, has_branch_norms=True, window="layer types", ropes="layer types"),
 }
 """By `config.model_type`."""
 

@@ -72,7 +72,8 @@ class TorchOps:
     def drawn(
         self, logits: Float[Tensor, "N V"], numbers: Float[Tensor, "N"], temperature: float
     ) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
-        return drawn_in_two_levels(logits.float() / temperature, numbers)
+        logits = logits.float()
+        return drawn_in_two_levels(logits if temperature == 1.0 else logits / temperature, numbers)
 
     def new_cache(self, tables: RotaryTables, size: CacheSize) -> Cache:
         return PlainCache(self._architecture, tables, size)
@@ -89,10 +90,9 @@ def drawn_in_two_levels(
     The token is the first whose cumulative probability exceeds the uniform number: first the block of tokens is found in
     the cumulative sums of blocks, then the token in its block. Sums run in float64, exponentials in float32.
     """
-    padding = -logits.shape[1] % block_size
-    shifted = logits - logits.amax(dim=1, keepdim=True)
-    masses = F.pad(shifted, (0, padding), value=-torch.inf).exp_().view(len(logits), -1, block_size)
-    block_ends = masses.sum(dim=-1, dtype=torch.float64).cumsum(dim=1)  # [N, blocks]
+    top = logits.amax(dim=1, keepdim=True)
+    masses = F.pad((logits - top).exp_(), (0, -logits.shape[1] % block_size)).view(len(logits), -1, block_size)
+    block_ends = masses.double().sum(dim=-1).cumsum(dim=1)  # [N, blocks]
     total = block_ends[:, -1:]
     target = numbers[:, None] * total
     # Only a row of NaN is found behind the end. Its log-prob tells, so it must not fail here.
@@ -103,4 +103,4 @@ def drawn_in_two_levels(
     inside = torch.minimum(target - before, ends[:, -1:] * (1 - 2.0**-53))
     place = torch.searchsorted(ends, inside, right=True).clamp(max=block_size - 1)
     tokens = (block * block_size + place).clamp(max=logits.shape[1] - 1)
-    return tokens[:, 0], (shifted.gather(1, tokens).double() - total.log())[:, 0].float()
+    return tokens[:, 0], ((logits.gather(1, tokens) - top).double() - total.log())[:, 0].float()
