@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: train test check conformance docs bench clean
+.PHONY: train test check conformance mutants docs bench clean
 
 # The environment is stamped, so that it is made once and again only if what it depends on changes.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -39,6 +39,11 @@ check: $(VENV)/.dev
 ## Plant every known bug, one by one, and see that a test fails by an assertion. `ARGS="--class 43"` for one class.
 conformance: $(VENV)/.dev
 	$(BIN)/python -m tests.conformance.run $(ARGS)
+
+## Mutants made by rule of the code that computes losses: hours for all of them. `ARGS="--sample 200 --results mutants.jsonl"`.
+mutants: $(VENV)/.dev
+	$(PIP) install -c constraints.txt --group conformance
+	$(BIN)/python -m tests.conformance.generated $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

@@ -29,6 +29,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from covey.engines.native import weights as weights_module
 from covey.engines.native.attention import CacheSize
 from covey.engines.native.engine import Batch, NativeEngine
 from covey.engines.native.families import FAMILIES, unsupported_reason
@@ -150,6 +151,19 @@ def test_the_digest_is_the_expected_one_before_and_after_a_load(name: str, polic
     assert engine.served_digest() != engine.expected_digest(policy)
     engine.load_weights(policy, 1)
     assert engine.served_digest() == engine.expected_digest(policy)
+
+
+@every_model
+def test_where_weights_cannot_be_packed_they_are_served_all_the_same(
+    name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(weights_module, "can_pack", lambda dtype: False)
+    engine = NativeEngine(policy)
+    before = generate(engine, PROMPTS)
+    assert trainer_gap(policy, PROMPTS, before) < 1e-4
+    assert engine.served_digest() == engine.expected_digest(policy)
+    shake(policy, scale=0.2, seed=2)
+    assert generate(engine, PROMPTS) == before  # its own copy
 
 
 def test_every_family_has_a_model_here():

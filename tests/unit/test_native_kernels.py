@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,15 @@ def test_draws_and_logprobs_are_those_of_torch(kernels: Kernels, vocab_size: int
     expected, expected_logprobs = drawn_in_two_levels(logits.float() / temperature, numbers)
     assert tokens.tolist() == expected.tolist()
     torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-5, rtol=0)
+
+
+def test_each_token_of_a_thin_tail_can_be_drawn_by_the_kernel(ops: KernelOps):
+    logits = torch.full((1, 100_000), -18.5, dtype=BF16)
+    logits[0, 0] = 0.0
+    wanted, mass = [1, 2, 3, 255, 256, 257, 500, 99_999], math.exp(-18.5)
+    numbers = torch.tensor([(1 + (token - 0.5) * mass) / (1 + 99_999 * mass) for token in wanted], dtype=torch.float64)
+    tokens, _ = ops.drawn(logits.repeat(len(wanted), 1), numbers, 1.0)
+    assert tokens.tolist() == wanted
 
 
 def test_a_token_without_probability_is_never_drawn_by_the_kernel(ops: KernelOps):
