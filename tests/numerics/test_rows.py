@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "passk": {"k": 4} | CLIP,
     "passk_max": {"ddof": 1, "eps": 1e-6} | CLIP,
     "batch_std": {"ddof": 1, "eps": 1e-4} | CLIP,
-    "bnpo": CLIP,
+    "bnpo": {"min_density": 1e-6} | CLIP,
     "gdpo": {"ddof": 1, "eps": 1e-4} | CLIP,
     "gspo": GROUP_STD | CLIP | {"epsilon_low": 3e-4, "epsilon_high": 4e-4},
     "cispo": GROUP_STD | {"epsilon_low": 1.0, "epsilon_high": 0.28},
