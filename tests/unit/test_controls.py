@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.digits import digit_share, leave_out_slow_parts, newest, num_timed_steps, resume_digits, train_digits
 
+from covey.algos.registry import ALGORITHMS
 from covey.api import Run
 from covey.monitor.run_directory import read_jsonl, read_rows
 from covey.types import CoveyError
@@ -155,3 +156,11 @@ def test_several_updates_a_step_are_counted_and_move_the_ratio(directory: Path):
     updates = [row["optimizer/num_updates"] for row in run.metrics]
     assert updates[0] in (2, 4)  # One group with a signal can only make one minibatch a pass.
     assert run.metrics[0]["ratio/max"] > 1
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_row_trains(directory: Path, name: str):
+    options: dict[str, Any] = {"k": 2} if name == "passk" else {}
+    run = train_digits(directory, f"row {name}", algorithm__name=name, beta=0.05, num_steps=2, max_new_tokens=6, **options)
+    assert run.metrics[-1]["optimizer/num_updates"] > 0
+    assert all(row["grad/norm"] > 0 for row in run.metrics if row.get("grad/norm") is not None)
