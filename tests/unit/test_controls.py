@@ -161,6 +161,11 @@ def test_several_updates_a_step_are_counted_and_move_the_ratio(directory: Path):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_row_trains(directory: Path, name: str):
     options: dict[str, Any] = {"k": 2} if name == "passk" else {}
-    run = train_digits(directory, f"row {name}", algorithm__name=name, beta=0.05, num_steps=2, max_new_tokens=6, **options)
+
+    def is_odd(completion: str) -> float:
+        return float(sum(completion.encode()) % 2)
+
+    options |= {"reward": is_odd, "algorithm__name": name, "beta": 0.05, "num_steps": 2, "max_new_tokens": 6}
+    run = train_digits(directory, f"row {name}", **options)
     assert run.metrics[-1]["optimizer/num_updates"] > 0
     assert all(row["grad/norm"] > 0 for row in run.metrics if row.get("grad/norm") is not None)
