@@ -17,6 +17,7 @@ from covey.algos.filters import TOKEN_FILTERS
 from covey.algos.registry import ALGORITHMS, DEFAULT_ALGORITHM
 from covey.sections import (
     CheckpointSection,
+    EngineSection,
     EvaluationSection,
     ModelSection,
     RewardSection,
@@ -38,6 +39,7 @@ class Recipe(Section):
 
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
+    engine: EngineSection = EngineSection()
     task: TaskSection = TaskSection()
     reward: RewardSection = RewardSection()
     algorithm: AlgorithmSection = AlgorithmSection()

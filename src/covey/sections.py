@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from covey.curriculum import CURRICULA
+from covey.engines.registry import ENGINES
 from covey.monitor.sinks import SINKS
 from covey.rewards.combine import COMBINATIONS, How
 
@@ -56,6 +57,17 @@ class ModelSection(Section):
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; weights stay float32"
     )
+
+
+class EngineSection(Section):
+    name: str = Field("transformers", description=f"what samples completions: {', '.join(ENGINES)}")
+
+    @field_validator("name")
+    @classmethod
+    def _is_an_engine(cls, name: str) -> str:
+        if name not in ENGINES:
+            raise ValueError(f"no such engine; choose one of {', '.join(ENGINES)}")
+        return name
 
 
 class TaskSection(Section):

@@ -30,7 +30,7 @@ from covey.config import Recipe
 from covey.curriculum import CURRICULA
 from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
-from covey.engines.transformers import TransformersEngine
+from covey.engines.registry import ENGINES
 from covey.evaluate import EvaluationSpec
 from covey.models.policy import Policy, load_policy
 from covey.monitor.console import Console
@@ -125,7 +125,7 @@ def open_session(
             rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
         else:
             rewind(own_run, -1, {})
-        engine = TransformersEngine(policy, progress=lambda done, total: console.phase("sampling", done, total))
+        engine = ENGINES[recipe.engine.name](policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
         recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
         for message in passed_over:
