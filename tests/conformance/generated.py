@@ -33,10 +33,17 @@ SHARED_TESTS = (
     "tests/equivalence/test_gradients.py",
     "tests/equivalence/test_scoring.py",
     "tests/conformance",
+    "tests/unit/test_algorithm_section.py",
+    "tests/unit/test_describe.py",
 )
 TESTS: dict[str, tuple[str, ...]] = {
     "src/covey/batch.py": (*SHARED_TESTS, "tests/unit/test_train.py"),
-    "src/covey/models/scoring.py": ("tests/equivalence/test_scoring.py", "tests/equivalence/test_gradients.py"),
+    "src/covey/models/scoring.py": (
+        "tests/unit/test_micro_batches.py",
+        "tests/equivalence/test_scoring.py",
+        "tests/equivalence/test_scored_distribution.py",
+        "tests/equivalence/test_gradients.py",
+    ),
 }
 """Files with tests of their own; all others are tested by SHARED_TESTS, the file named like the module first."""
 NOT_RUN = ("RemoveDecorator", "ExceptionReplacer")

@@ -127,6 +127,14 @@ def test_options_that_exclude_each_other_are_refused_when_the_recipe_is_read(ove
     assert refusal(*overrides).startswith(start)
 
 
+@pytest.mark.parametrize("row", ["maxrl", "passk", "bnpo"])
+def test_rows_that_count_successes_refuse_what_blurs_them(row: str):
+    assert refusal(f"algorithm.name={row}", "train.overlong_buffer=4").startswith("train.overlong_buffer=4 with ")
+    parts = "reward.parts={last_number = 1.0, asserted_number = 1.0}"
+    assert refusal(f"algorithm.name={row}", parts).startswith("reward.parts with ")
+    assert load_recipe(None, [f"algorithm.name={row}", parts, "reward.combine=product"]).reward.combine == "product"
+
+
 @pytest.mark.parametrize("row", ["reinforce", "reinforce_pp", "remax"])
 def test_rows_whose_baseline_is_not_the_group_need_one_completion_only(row: str):
     assert load_recipe(None, [f"algorithm.name={row}", "train.group_size=1"]).train.group_size == 1

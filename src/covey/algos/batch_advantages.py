@@ -105,8 +105,6 @@ def gdpo_advantages(stats: GroupStats, *, ddof: int = 1, eps: float = 1e-4) -> F
         total = total + weight * dr_grpo_advantages(of_part) / (group_std(of_part, ddof=ddof) + eps)
     counted = stats.scored & has_pair(stats)
     values = total[counted]
-    if values.numel() == 0:
-        return total
     mean = values.mean()
     std = ((values - mean) ** 2).sum().div(max(values.numel() - ddof, 1)).sqrt()
     return torch.where(counted & parts_differ(stats), (total - mean) / (std + eps), 0.0)

@@ -73,7 +73,7 @@ class KernelOps:
         self._kernels.norm(x, gain, out, self._architecture.norm_eps)
         return out
 
-    def gated(self, gate_up: Float[Tensor, "N 2*I"]) -> Float[Tensor, "N I"]:
+    def gated(self, gate_up: Float[Tensor, "N both"]) -> Float[Tensor, "N I"]:
         out = gate_up.new_empty(len(gate_up), self._architecture.intermediate_size)
         self._kernels.gated(gate_up, out, self._architecture.activation)
         return out

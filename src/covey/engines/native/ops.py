@@ -32,7 +32,7 @@ class Ops(Protocol):
         """Return the norm in the dtype of x."""
         ...
 
-    def gated(self, gate_up: Float[Tensor, "N 2*I"]) -> Float[Tensor, "N I"]:
+    def gated(self, gate_up: Float[Tensor, "N both"]) -> Float[Tensor, "N I"]:
         """Return activation(first half) * second half."""
         ...
 
@@ -66,7 +66,7 @@ class TorchOps:
     def norm(self, x: Float[Tensor, "N D"], gain: Float[Tensor, "D"]) -> Float[Tensor, "N D"]:
         return normed(x, gain, self._architecture.norm_eps).to(x.dtype)
 
-    def gated(self, gate_up: Float[Tensor, "N 2*I"]) -> Float[Tensor, "N I"]:
+    def gated(self, gate_up: Float[Tensor, "N both"]) -> Float[Tensor, "N I"]:
         gate, up = gate_up.chunk(2, dim=-1)
         if self._architecture.activation == "gelu_pytorch_tanh":
             return F.gelu(gate, approximate="tanh") * up
