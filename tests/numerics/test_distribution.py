@@ -45,7 +45,7 @@ def test_shaped_logits_are_those_of_transformers(sampling: Sampling, seed: int):
 @torch.no_grad()
 def test_the_order_is_the_one_in_which_transformers_generates(shared_tiny_policy: Policy):
     sampling, prompt = SHAPES["all"], list(b"What is the sum?")
-    output = shared_tiny_policy.model.generate(  # ty: ignore[call-non-callable]
+    output = shared_tiny_policy.model.generate(  # ty: ignore[not-callable]
         torch.tensor([prompt]),
         do_sample=True,
         max_new_tokens=8,
