@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.checkpoints import FILES, holds_step, names, save
 
-from covey.checkpoint import load_checkpoint, newest_valid_checkpoint, verify_checkpoint
+from covey.checkpoint import FORMAT_VERSION, load_checkpoint, newest_valid_checkpoint, verify_checkpoint
 from covey.types import CoveyError
 
 # Saving and loading
@@ -34,7 +34,7 @@ def test_a_checkpoint_is_private(checkpoints: Path) -> None:
 
 def test_the_manifest_says_what_wrote_the_checkpoint(checkpoints: Path) -> None:
     manifest = json.loads((save(checkpoints, 1) / "MANIFEST.json").read_text())
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == FORMAT_VERSION
     assert manifest["config_hash"] == "c0ffee"
     assert {"python", "torch", "transformers"} <= set(manifest["versions"])
     assert sorted(manifest["files"]) == [name for name in FILES if name != "MANIFEST.json"]
@@ -162,5 +162,5 @@ def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(two_check
 def test_a_checkpoint_of_another_format_is_refused_by_version(checkpoints: Path) -> None:
     manifest = save(checkpoints, 1) / "MANIFEST.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 99}))
-    with pytest.raises(CoveyError, match="format version 99, this Covey reads 1"):
+    with pytest.raises(CoveyError, match=f"format version 99, this Covey reads {FORMAT_VERSION}"):
         load_checkpoint(manifest.parent)

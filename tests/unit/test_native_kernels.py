@@ -229,7 +229,7 @@ def test_the_torch_path_can_be_forced(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("options", "dtype", "reason"),
     [
-        ({}, torch.float32, "bfloat16 only"),
+        ({}, torch.float32, "which compute in bfloat16"),
         ({"head_dim": 48}, BF16, "head_dim 48"),
         ({"head_dim": 320}, BF16, "head_dim 320"),
         ({"num_heads": 9, "num_kv_heads": 1}, BF16, "9 heads"),
