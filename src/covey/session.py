@@ -127,6 +127,8 @@ def open_session(
             rewind(own_run, -1, {})
         engine = ENGINES[recipe.engine.name](policy, progress=lambda done, total: console.phase("sampling", done, total))
         closing.callback(engine.close)
+        if engine.note:
+            console.note(engine.note)
         recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
         for message in passed_over:
             recorder.event(state.progress.step, "fallback", message)

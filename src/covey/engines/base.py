@@ -13,6 +13,9 @@ from covey.types import Completion
 class Engine(Protocol):
     """Samples completions from the weights it was last given."""
 
+    note: str
+    """What a user should know of how it was set up; empty = nothing."""
+
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, *, group_size: int, keys: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:

@@ -16,6 +16,8 @@ Script = Callable[[list[int], int], list[int]]
 class ScriptedEngine:
     """Answers from a script. Log-probs are 0, as if each token had been certain. See `covey.engines.base.Engine`."""
 
+    note = ""
+
     def __init__(self, script: Script, *, stop_ids: frozenset[int], decode: Decode | None = None):
         """`decode`: how stop strings are found; None = the script is never asked to end at one."""
         self._script = script

@@ -26,6 +26,8 @@ from covey.types import Completion, CoveyError
 class TransformersEngine:
     """Samples with transformers' own modules. See `covey.engines.base.Engine`."""
 
+    note = ""
+
     def __init__(
         self,
         policy: Policy,
