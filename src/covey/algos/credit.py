@@ -20,7 +20,7 @@ def whitened(credit: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, eps: fl
     all tokens have the same credit.
     """
     values = credit[mask].double()
-    if values.numel() < 2 or float(values.max()) == float(values.min()):
+    if values.numel() == 0 or float(values.max()) == float(values.min()):
         return torch.zeros_like(credit)
     normalised = (values - values.mean()) / (values.std(correction=1) + eps)
     return torch.zeros_like(credit).masked_scatter(mask, normalised.to(credit.dtype))

@@ -51,8 +51,6 @@ def clip_cov_mask(
     value = covariance(logprobs, advantages, mask)
     candidates = mask & (value > low) & (value < high)
     num_dropped = min(max(1, int(share * int(mask.sum()))), int(candidates.sum()))
-    if num_dropped == 0:
-        return torch.zeros_like(mask)
     drawn = torch.where(candidates, numbers, torch.inf).reshape(-1)
     chosen = torch.zeros(mask.numel(), dtype=torch.bool)
     chosen[drawn.topk(num_dropped, largest=False).indices] = True
