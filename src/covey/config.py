@@ -77,7 +77,11 @@ class Recipe(Section):
 
 def recipe_contradiction(recipe: Recipe) -> str | None:
     """Return in words which options of different sections exclude each other, None if none do."""
-    algorithm, train, sampling = recipe.algorithm, recipe.train, recipe.sampling
+    return _group_contradiction(recipe) or _update_contradiction(recipe) or _reward_contradiction(recipe)
+
+
+def _group_contradiction(recipe: Recipe) -> str | None:
+    algorithm, train = recipe.algorithm, recipe.train
     spec = ALGORITHMS[algorithm.name]
     if train.group_size < spec.min_group_size:
         return (
@@ -99,12 +103,17 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
             f"train.num_minibatches={train.num_minibatches} with train.prompts_per_step={train.prompts_per_step}: an update "
             "needs at least one group"
         )
+    return None
+
+
+def _update_contradiction(recipe: Recipe) -> str | None:
+    algorithm, train = recipe.algorithm, recipe.train
     if TOKEN_FILTERS[algorithm.token_filter].needs_later_updates and train.updates_per_step == 1:
         return (
             f"algorithm.token_filter={algorithm.token_filter!r} with one update a step: the ratio is 1 there, and the filter "
             "does nothing. Set train.num_iterations or train.num_minibatches"
         )
-    if train.updates_per_step > 1 and not spec.has_ratio:
+    if train.updates_per_step > 1 and not ALGORITHMS[algorithm.name].has_ratio:
         return (
             f"train.num_iterations={train.num_iterations}, train.num_minibatches={train.num_minibatches} with "
             f"algorithm.name={algorithm.name!r}: the row has no importance ratio, and later updates would train on stale data "
@@ -115,6 +124,12 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
             "algorithm.reference_every=1 with reference_mix=1 and one update a step: the reference is the policy at each "
             "update, and the KL term has no gradient. Refresh less often, or mix less"
         )
+    return None
+
+
+def _reward_contradiction(recipe: Recipe) -> str | None:
+    algorithm, train, sampling = recipe.algorithm, recipe.train, recipe.sampling
+    spec = ALGORITHMS[algorithm.name]
     if spec.reads_parts and recipe.reward.combine != "sum":
         return (
             f"reward.combine={recipe.reward.combine!r} with algorithm.name={algorithm.name!r}: the row combines the parts "

@@ -26,6 +26,7 @@ from covey.assembly import (
     with_length_penalty,
 )
 from covey.batch import StatsSpec
+from covey.checkpoint import Checkpoint
 from covey.config import Recipe
 from covey.curriculum import CURRICULA
 from covey.distributed import ALONE, Ranks
@@ -103,32 +104,21 @@ def open_session(
         refuse_columns_without_data(plain_rewarder, task)
         rewarder = with_length_penalty(plain_rewarder, recipe)
         policy = open_policy(recipe, task, console)
-        reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.has_reference else None
-        learner = make_learner(recipe, policy, ranks=ranks)
-        prompts = CURRICULA[recipe.train.curriculum](task.train, seed=recipe.run.seed)
+        state = initial_state(recipe, task, policy, ranks)
         refuse_different_ranks(recipe, task, policy, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(own_run.recipe, recipe.to_toml())
-        if own_run.env.exists():
-            warn_of_other_numbers(own_run, console, ranks)
-        else:
-            environment = describe_run(recipe, policy, task, rewarder) | {"num_ranks": ranks.count}
-            write_text_atomic(own_run.env, json.dumps(environment, indent=1) + "\n")
-        sinks = SinkSet(
-            open_sinks(recipe.run.sinks if ranks.is_main else (), run.path.name, run.path, recipe.model_dump()), console.warn
-        )
+        if not own_run.env.exists():
+            facts = describe_run(recipe, policy, task, rewarder, ranks)
+            write_text_atomic(own_run.env, json.dumps(facts, indent=1) + "\n")
+        warn_of_other_numbers(own_run, console, ranks)
+        names = recipe.run.sinks if ranks.is_main else ()
+        sinks = SinkSet(open_sinks(names, run.path.name, run.path, recipe.model_dump()), console.warn)
         closing.callback(sinks.close)
-        state = RunState(policy=policy, learner=learner, prompts=prompts, reference=reference, progress=Progress())
-        if checkpoint:
-            restore(checkpoint, state)
-            rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
-        else:
-            rewind(own_run, -1, {})
-        engine = ENGINES[recipe.engine.name](policy, progress=lambda done, total: console.phase("sampling", done, total))
+        go_on_from(checkpoint, state, own_run, ranks)
+        engine = open_engine(recipe, policy, console)
         closing.callback(engine.close)
-        if engine.note:
-            console.note(engine.note)
         recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
         for message in passed_over:
             recorder.event(state.progress.step, "fallback", message)
@@ -167,6 +157,35 @@ def refuse_different_ranks(recipe: Recipe, task: Task, policy: Policy, ranks: Ra
                 f"the {what} of the {ranks.count} processes differ; start all of them with the same command, files and kind of "
                 "machine"
             )
+
+
+def initial_state(recipe: Recipe, task: Task, policy: Policy, ranks: Ranks) -> RunState:
+    """Return what a run starts from: the reference is a copy of the policy that has not been trained yet."""
+    reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.has_reference else None
+    return RunState(
+        policy=policy,
+        learner=make_learner(recipe, policy, ranks=ranks),
+        prompts=CURRICULA[recipe.train.curriculum](task.train, seed=recipe.run.seed),
+        reference=reference,
+        progress=Progress(),
+    )
+
+
+def go_on_from(checkpoint: Checkpoint | None, state: RunState, own_run: RunDirectory, ranks: Ranks) -> None:
+    """Put state and logs back to the checkpoint; without one, empty the logs of what an earlier start has left."""
+    if checkpoint is None:
+        rewind(own_run, -1, {})
+        return
+    restore(checkpoint, state)
+    rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
+
+
+def open_engine(recipe: Recipe, policy: Policy, console: Console) -> Engine:
+    """Return the engine that the recipe names, and say what it has to say."""
+    engine = ENGINES[recipe.engine.name](policy, progress=lambda done, total: console.phase("sampling", done, total))
+    if engine.note:
+        console.note(engine.note)
+    return engine
 
 
 @contextmanager
@@ -258,7 +277,7 @@ def command_line(words: Sequence[str]) -> list[str]:
     return [program, *words[1:]] if program == "covey" else [program]
 
 
-def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder) -> dict[str, Any]:
+def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder, ranks: Ranks) -> dict[str, Any]:
     """Return what goes into `env.json`."""
     identity = dataclasses.asdict(policy.identity)
     versions = describe_versions()
@@ -271,6 +290,7 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder)
         "machine": describe_machine(),
         "versions": versions,
         "num_threads": torch.get_num_threads(),
+        "num_ranks": ranks.count,
         "compute_dtype": str(policy.compute_dtype).removeprefix("torch."),
         "model": identity,
         "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.has_reference else None,
