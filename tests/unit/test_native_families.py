@@ -32,10 +32,10 @@ from transformers import (
 from covey.engines.native import weights as weights_module
 from covey.engines.native.attention import CacheSize
 from covey.engines.native.engine import Batch, NativeEngine
-from covey.engines.native.families import FAMILIES, unsupported_reason
 from covey.engines.native.ops import TorchOps
 from covey.engines.native.schedule import Schedule
 from covey.engines.native.weights import ServedWeights
+from covey.models.families import FAMILIES, unsupported_reason
 from covey.models.policy import Policy
 from covey.types import CoveyError
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covey.engines.native.attention import Attention, Cache, CacheSize, PlainCache, RotaryTables, Rows
-from covey.engines.native.families import Architecture, LayerShape, Rope
 from covey.engines.native.fused import KernelOps, PairedCache, choose_ops
 from covey.engines.native.kernels import Kernels, load_kernels
 from covey.engines.native.ops import TorchOps, drawn_in_two_levels
 from covey.engines.native.weights import LayerWeights, PackedLinear
+from covey.models.families import Architecture, LayerShape, Rope
+from covey.models.kernels.build import Library, load_library
 
 BF16 = torch.bfloat16
 ALMOST_1 = 1 - 2.0**-53
@@ -244,7 +245,7 @@ def test_shapes_that_do_not_fit_take_the_torch_path_and_say_why(options: Any, dt
 @pytest.mark.parametrize(("compiler", "said"), [("/bin/false", "could not be built"), ("/nowhere/c++", "could not be built")])
 def test_a_failing_compiler_costs_speed_only(monkeypatch: pytest.MonkeyPatch, kernels: Kernels, compiler: str, said: str):
     monkeypatch.setenv("CXX", compiler)
-    found = load_kernels.__wrapped__()
+    found = load_library.__wrapped__()
     assert isinstance(found, str)
     assert said in found
 
@@ -252,19 +253,19 @@ def test_a_failing_compiler_costs_speed_only(monkeypatch: pytest.MonkeyPatch, ke
 def test_a_compiler_that_rejects_the_source_is_quoted(monkeypatch: pytest.MonkeyPatch, kernels: Kernels, tmp_path: Path):
     compiler = tmp_path / "c++"
     compiler.write_text(
-        "#!/bin/sh\n[ $1 = --version ] && echo mine 1.0 && exit 0\necho 'kernels.cpp:1: error: no' >&2\nexit 1\n"
+        "#!/bin/sh\n[ $1 = --version ] && echo mine 1.0 && exit 0\necho 'decoding.cpp:1: error: no' >&2\nexit 1\n"
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    assert load_kernels.__wrapped__() == "they could not be built (kernels.cpp:1: error: no)"
+    assert load_library.__wrapped__() == "they could not be built (decoding.cpp:1: error: no)"
 
 
 def test_a_library_is_built_once_for_source_compiler_and_flags(
     monkeypatch: pytest.MonkeyPatch, kernels: Kernels, tmp_path: Path
 ):
     monkeypatch.setenv("COVEY_HOME", str(tmp_path))
-    assert isinstance(load_kernels.__wrapped__(), Kernels)
+    assert isinstance(load_library.__wrapped__(), Library)
     [library] = (tmp_path / "kernels").iterdir()
     built_at = library.stat().st_mtime_ns
-    assert isinstance(load_kernels.__wrapped__(), Kernels)
+    assert isinstance(load_library.__wrapped__(), Library)
     assert [file.stat().st_mtime_ns for file in (tmp_path / "kernels").iterdir()] == [built_at]

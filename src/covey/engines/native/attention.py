@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from covey.engines.native.families import Architecture, LayerShape
 from covey.engines.native.weights import LayerWeights
+from covey.models.families import Architecture, LayerShape
 
 
 class Attention(Protocol):

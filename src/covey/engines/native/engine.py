@@ -14,13 +14,13 @@ from torch import Tensor
 
 from covey.engines.native.attention import CacheSize, RotaryTables
 from covey.engines.native.decoder import Decoder, Prefix
-from covey.engines.native.families import unsupported_reason
 from covey.engines.native.fused import choose_ops
 from covey.engines.native.ops import Ops
 from covey.engines.native.sampler import Sampler, Stopping
 from covey.engines.native.schedule import Schedule, plan_cache
 from covey.engines.native.weights import ServedWeights, expected_digest
 from covey.engines.transformers import common_prefix_length
+from covey.models.families import unsupported_reason
 from covey.models.policy import Policy
 from covey.sampling import Sampling
 from covey.types import Completion, CoveyError

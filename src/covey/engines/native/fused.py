@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covey.engines.native.attention import Attention, Cache, CacheSize, RotaryTables, Rows
-from covey.engines.native.families import Architecture
 from covey.engines.native.kernels import AttendArguments, Kernels, load_kernels
 from covey.engines.native.ops import Ops, TorchOps
 from covey.engines.native.weights import LayerWeights
+from covey.models.families import Architecture
 
 _BLOCK = 16
 """Positions in a block of keys or values."""
@@ -92,7 +92,7 @@ class KernelOps:
 
 
 class PairedCache:
-    """Keys and values in bfloat16, in the blocks that kernels.cpp describes."""
+    """Keys and values in bfloat16, in the blocks that decoding.cpp describes."""
 
     def __init__(self, kernels: Kernels, architecture: Architecture, tables: RotaryTables, size: CacheSize):
         self._kernels = kernels

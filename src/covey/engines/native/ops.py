@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covey.engines.native.attention import Cache, CacheSize, PlainCache, RotaryTables, normed
-from covey.engines.native.families import Architecture
+from covey.models.families import Architecture
 
 _BLOCK_SIZE = 256
 _CACHED_LOGITS = 400_000

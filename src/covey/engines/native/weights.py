@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from covey.engines.native.families import embedding_of, linears_of, norms_of, read_architecture
+from covey.models.families import embedding_of, linears_of, norms_of, read_architecture
 
 _NUM_PROBED_COLUMNS = 8
 _NUM_PROBED_ROWS = 64
