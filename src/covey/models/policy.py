@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from covey.models.bundled import BUNDLED, ensure_bundled, is_bundled
+from covey.models.lora import (
+    ADAPTER_CONFIG,
+    BASE_IDENTITY,
+    AdapterSpec,
+    SavedAdapter,
+    adapter_config_json,
+    attach_adapters,
+    is_adapter,
+    load_adapter,
+    merge_adapters,
+    read_adapter,
+)
 from covey.models.saving import save_model
 from covey.types import CoveyError, Message
 
@@ -59,6 +72,8 @@ class Policy:
     stop_ids: frozenset[int]
     """Every token that ends a completion: a tokenizer may have several."""
     uses_plain_template: bool
+    adapters: AdapterSpec | None = None
+    """Which adapters the model carries and trains; None = none, and every weight is trained."""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of the rendered conversation, ready for the model to continue."""
@@ -77,13 +92,19 @@ class Policy:
     def describing_files(self) -> dict[str, bytes]:
         """Return config, tokenizer, chat template and the base model's licence and notice, by file name.
 
-        Together with the weights they make a complete Hugging Face model directory.
+        Together with the weights they make a complete Hugging Face model directory; of a model with adapters, together with
+        the adapters' weights, a complete directory of peft's.
         """
         notices = {name: Path(self.identity.path, name) for name in NOTICES}
         with tempfile.TemporaryDirectory() as directory:
-            self.model.config.save_pretrained(directory)
-            if self.model.generation_config is not None:
-                self.model.generation_config.save_pretrained(directory)
+            if self.adapters is not None:
+                base = {"name": self.identity.name, "sha256": self.identity.sha256}
+                Path(directory, ADAPTER_CONFIG).write_text(adapter_config_json(self.model, base=self.identity.name))
+                Path(directory, BASE_IDENTITY).write_text(json.dumps(base, indent=1) + "\n")
+            else:
+                self.model.config.save_pretrained(directory)
+                if self.model.generation_config is not None:
+                    self.model.generation_config.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
             files = {file.name: file for file in sorted(Path(directory).iterdir())}
             return {name: file.read_bytes() for name, file in {**notices, **files}.items() if file.is_file()}
@@ -103,12 +124,25 @@ def load_policy(
 ) -> Policy:
     """Load a bundled name, a local directory or a hub id as float32 weights with dropout off.
 
-    Remote code runs only with `trust_remote_code`, and pickled weights are never loaded.
+    Remote code runs only with `trust_remote_code`, and pickled weights are never loaded. Of a directory that holds an
+    adapter, the base model that it names is loaded, of this revision, and the adapter merged into it.
 
     Raises:
         CoveyError: the model cannot be found, or does something that scoring would get wrong.
     """
     path = resolve_model(name, revision=revision, progress=progress)
+    if is_adapter(path):
+        saved = read_adapter(path)
+        if not saved.base:
+            raise CoveyError(f"model.name={name!r} is an adapter that does not say of which model. Merge it with peft first")
+        base = load_policy(
+            saved.base,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            compute_dtype=compute_dtype,
+            progress=progress,
+        )
+        return merged_policy(base, saved, name=name)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -149,6 +183,29 @@ def load_policy(
     )
 
 
+def merged_policy(base: Policy, saved: SavedAdapter, *, name: str) -> Policy:
+    """Return the base with a saved adapter merged into its weights: an ordinary policy under another name."""
+    attach_adapters(base.model, saved.spec, seed=0)
+    load_adapter(base.model, saved, base_sha256=base.identity.sha256)
+    merge_adapters(base.model)
+    sha256 = hashlib.sha256(f"{base.identity.sha256} {weights_sha256(saved.path)}".encode()).hexdigest()
+    return replace(base, identity=replace(base.identity, name=name, sha256=sha256))
+
+
+def with_adapters(policy: Policy, spec: AdapterSpec, *, start: str, seed: int) -> Policy:
+    """Freeze the policy's model and give it adapters: fresh ones, or those of the directory or hub id `start`.
+
+    Raises:
+        CoveyError: peft is missing, a target is no layer of the model, or the saved adapter does not fit.
+    """
+    attach_adapters(policy.model, spec, seed=seed)
+    if not start:
+        return replace(policy, adapters=spec)
+    path = resolve_model(start, revision=None, progress=lambda message: None, key="lora.adapter")
+    load_adapter(policy.model, read_adapter(path), base_sha256=policy.identity.sha256)
+    return replace(policy, adapters=replace(spec, start_sha256=weights_sha256(path)))
+
+
 def load_weights(path: Path, *, trust_remote_code: bool) -> tuple[PreTrainedModel, list[str]]:
     """Return the model in float32 and the tensors it lacks: transformers fills those with random numbers and warns."""
     shows_bar = transformers_logging.is_progress_bar_enabled()
@@ -164,7 +221,7 @@ def load_weights(path: Path, *, trust_remote_code: bool) -> tuple[PreTrainedMode
     return model, sorted(info["missing_keys"])
 
 
-def resolve_model(name: str, *, revision: str | None, progress: Callable[[str], None]) -> Path:
+def resolve_model(name: str, *, revision: str | None, progress: Callable[[str], None], key: str = "model.name") -> Path:
     """Return the local directory of a bundled name, a directory or a hub id, downloading what is missing."""
     if is_bundled(name):
         return ensure_bundled(name, progress=progress)
@@ -188,7 +245,7 @@ def resolve_model(name: str, *, revision: str | None, progress: Callable[[str], 
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CoveyError(
-            f"model.name={name!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a local directory, nor a model that "
+            f"{key}={name!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a local directory, nor a model that "
             f"the hub served ({type(error).__name__}). Check the spelling and the network, or give a directory"
         ) from error
 
@@ -239,8 +296,13 @@ def weights_digest(model: nn.Module, dtype: torch.dtype, *, samples_per_tensor: 
     Two modules with the same digest hold the same weights, up to changes that miss every sampled place: an optimizer
     step of Adam changes all of them. Used to prove that an engine serves what the trainer has.
     """
+    return parameters_digest(model.named_parameters(), dtype, samples_per_tensor=samples_per_tensor)
+
+
+def parameters_digest(parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype, *, samples_per_tensor: int = 64) -> str:
+    """Return `weights_digest` of parameters that no module holds, such as merged ones."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         flat: Tensor = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // samples_per_tensor)].to(dtype).float().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())

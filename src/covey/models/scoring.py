@@ -8,6 +8,9 @@ and every completion attends to the prompt and to itself only. So a prompt is co
 with a single completion is the ordinary causal layout, which any model supports; `max_shared_tokens=0` asks for that.
 The vocabulary projection and log-softmax run on chunks of completion positions and are recomputed in the backward
 pass: no [B, T, V] tensor is ever alive.
+
+Models that `packed` knows take its path on a CPU: no padding either, and steps between matrix products that are its own.
+All others run through their own modules, with a mask that says who sees whom.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from covey.models.distribution import History, entropy_of, shape_logits
+from covey.models.packed.decoder import PackedForward, packed_refusal
+from covey.models.packed.layout import pack_layout
 from covey.sampling import Sampling
 from covey.tensors import Tokens
 
@@ -137,35 +142,60 @@ def score_completions(
 
     `entropy_gradient`: whether the entropy carries a gradient, as an entropy bonus needs it.
     """
-    layout = lay_out(tokens, packs)
     rows = torch.tensor([row for pack in packs for row in pack.rows])
     mask, targets = tokens.completion_mask[rows], tokens.completion_ids[rows]
     device = model.device
-    use_autocast = compute_dtype != torch.float32
     history = None
     if sampling.repetition_penalty != 1.0:
         prompts = [tokens.prompt_ids[pack.group] for pack in packs for _ in pack.rows]
         history = History(prompts=prompts, completions=targets, places=mask.nonzero().to(device))
-    with torch.autocast(device.type, dtype=compute_dtype, enabled=use_autocast):
-        hidden = model.get_decoder()(
-            input_ids=layout.input_ids.to(device),
-            position_ids=layout.position_ids.to(device),
-            attention_mask=attention_mask(layout, dtype=compute_dtype if use_autocast else model.dtype).to(device),
-            use_cache=False,
-        ).last_hidden_state
-        wanted = hidden.reshape(-1, hidden.shape[-1])[layout.source[mask].to(device)]  # [number of tokens, D]
-        logprobs, entropy = chunked_logprobs(
-            wanted,
-            model.get_output_embeddings(),
-            targets[mask].to(device),
-            sampling=sampling,
-            chunk_tokens=chunk_tokens,
-            history=history,
-            entropy_gradient=entropy_gradient,
-        )
+    use_autocast = compute_dtype != torch.float32
+    is_packed = packed_refusal(model) is None
+    if is_packed:
+        forward = packed_forward(model, tokens, packs, compute_dtype if use_autocast else model.dtype)
+    if is_packed and not sampling.is_filtered and history is None:
+        temperature = 1.0 if sampling.is_greedy else sampling.temperature
+        logprobs, entropy = forward.scores(targets[mask], temperature)
+        entropy = entropy if entropy_gradient else entropy.detach()
+    else:
+        with torch.autocast(device.type, dtype=compute_dtype, enabled=use_autocast):
+            logprobs, entropy = chunked_logprobs(
+                forward.hidden() if is_packed else hidden_of_layout(model, tokens, packs, compute_dtype),
+                model.get_output_embeddings(),
+                targets[mask].to(device),
+                sampling=sampling,
+                chunk_tokens=chunk_tokens,
+                history=history,
+                entropy_gradient=entropy_gradient,
+            )
     grid = torch.zeros(mask.shape, dtype=logprobs.dtype, device=device)
     where = mask.to(device)
     return CompletionScores(logprobs=grid.masked_scatter(where, logprobs), entropy=grid.masked_scatter(where, entropy))
+
+
+def packed_forward(model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], dtype: torch.dtype) -> PackedForward:
+    """Return a forward pass over the packs' tokens, one behind the other."""
+    lengths = tokens.completion_mask.sum(dim=1).tolist()
+    groups = [
+        (tokens.prompt_ids[pack.group], [tokens.completion_ids[row, : lengths[row]] for row in pack.rows]) for pack in packs
+    ]
+    return PackedForward(model, pack_layout(groups), dtype)
+
+
+def hidden_of_layout(
+    model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], compute_dtype: torch.dtype
+) -> Float[Tensor, "L D"]:
+    """Return the hidden states that predict the packs' completion tokens, row by row, by the model's own modules."""
+    layout = lay_out(tokens, packs)
+    mask = tokens.completion_mask[[row for pack in packs for row in pack.rows]]
+    dtype = model.dtype if compute_dtype == torch.float32 else compute_dtype
+    hidden = model.get_decoder()(
+        input_ids=layout.input_ids.to(model.device),
+        position_ids=layout.position_ids.to(model.device),
+        attention_mask=attention_mask(layout, dtype=dtype).to(model.device),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])[layout.source[mask].to(model.device)]
 
 
 def chunked_logprobs(
