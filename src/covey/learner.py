@@ -21,7 +21,7 @@ from covey.distance import distance_metrics
 from covey.distributed import ALONE, Ranks
 from covey.learner_specs import ControllerSpec, LearnerSpec, ScoringSpec, Update
 from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
-from covey.models.scoring import CompletionScores, Pack, plan_micro_batches, plan_packs, score_completions
+from covey.models.scoring import CompletionScores, Pack, plan_scoring, score_completions
 from covey.sampling import permutation, stream_key
 from covey.tensors import Batch, Scores, Tokens
 from covey.token_choice import TokenChoice
@@ -284,11 +284,17 @@ class Learner:
             sampling=self.scoring.sampling,
             compute_dtype=self.scoring.compute_dtype,
             entropy_gradient=entropy_gradient,
+            checkpoints_layers=self.scoring.checkpoints_layers,
         )
 
     def _plan(self, tokens: Tokens, rows: Sequence[int]) -> list[list[Pack]]:
-        packs = plan_packs(tokens, rows, max_shared_tokens=self.scoring.max_shared_tokens)
-        return plan_micro_batches(packs, max_tokens=self.scoring.max_tokens_per_micro_batch)
+        return plan_scoring(
+            self.model,
+            tokens,
+            rows,
+            max_tokens=self.scoring.max_tokens_per_micro_batch,
+            max_shared_tokens=self.scoring.max_shared_tokens,
+        )
 
     def rows_with_gradient(self, batch: Batch) -> list[int]:
         """Return the rows that can move the weights: those with trained tokens and a term that is not exactly zero."""

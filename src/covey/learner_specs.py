@@ -20,6 +20,8 @@ class ScoringSpec:
     compute_dtype: torch.dtype
     max_tokens_per_micro_batch: int
     max_shared_tokens: int
+    checkpoints_layers: bool = False
+    """Whether each layer is computed again in the backward pass: slower, and of activations only its input is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,8 @@ All others run through their own modules, with a mask that says who sees whom.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from covey.models.distribution import History, entropy_of, shape_logits
 from covey.models.packed.decoder import PackedForward, packed_refusal
@@ -88,6 +90,35 @@ def plan_micro_batches(packs: Sequence[Pack], *, max_tokens: int) -> list[list[P
     return batches
 
 
+def plan_scoring(
+    model: PreTrainedModel, tokens: Tokens, rows: Sequence[int], *, max_tokens: int, max_shared_tokens: int
+) -> list[list[Pack]]:
+    """Return the micro-batches in which `score_completions` takes these rows.
+
+    `max_tokens`: of a micro-batch, padding included where the model needs it. `max_shared_tokens`: of a pack, for models
+    that run through their own modules; 0 = every completion behind its own copy of the prompt, for all models.
+    """
+    if packed_refusal(model) is None:
+        packs = plan_packs(tokens, rows, max_shared_tokens=max_tokens if max_shared_tokens else 0)
+        return fill_evenly(packs, max_tokens=max_tokens)
+    return plan_micro_batches(plan_packs(tokens, rows, max_shared_tokens=max_shared_tokens), max_tokens=max_tokens)
+
+
+def fill_evenly(packs: Sequence[Pack], *, max_tokens: int) -> list[list[Pack]]:
+    """Return the packs in order, in lists of about equal size within `max_tokens` (or of a single pack)."""
+    total = sum(pack.num_tokens for pack in packs)
+    enough = total / max(1, -(-total // max_tokens))  # One large list and a small rest would need more memory.
+    batches: list[list[Pack]] = []
+    size = 0
+    for pack in packs:
+        if not batches or size >= enough or size + pack.num_tokens > max_tokens:
+            batches.append([])
+            size = 0
+        batches[-1].append(pack)
+        size += pack.num_tokens
+    return batches
+
+
 def lay_out(tokens: Tokens, packs: Sequence[Pack]) -> Layout:
     """Return the input tensors of a micro-batch. The last token of a completion predicts nothing and is left out."""
     lengths = tokens.completion_mask.sum(dim=1).tolist()
@@ -137,10 +168,12 @@ def score_completions(
     compute_dtype: torch.dtype,
     chunk_tokens: int = 512,
     entropy_gradient: bool = False,
+    checkpoints_layers: bool = False,
 ) -> CompletionScores:
     """Return log-probs and entropies of the packs' rows, in pack order, under the distribution of `sampling`.
 
     `entropy_gradient`: whether the entropy carries a gradient, as an entropy bonus needs it.
+    `checkpoints_layers`: keep each layer's input alone for the backward pass, and compute the layer there again.
     """
     rows = torch.tensor([row for pack in packs for row in pack.rows])
     mask, targets = tokens.completion_mask[rows], tokens.completion_ids[rows]
@@ -152,15 +185,19 @@ def score_completions(
     use_autocast = compute_dtype != torch.float32
     is_packed = packed_refusal(model) is None
     if is_packed:
-        forward = packed_forward(model, tokens, packs, compute_dtype if use_autocast else model.dtype)
+        forward = packed_forward(
+            model, tokens, packs, compute_dtype if use_autocast else model.dtype, checkpoints_layers=checkpoints_layers
+        )
     if is_packed and not sampling.is_filtered and history is None:
         temperature = 1.0 if sampling.is_greedy else sampling.temperature
-        logprobs, entropy = forward.scores(targets[mask], temperature)
+        logprobs, entropy = forward.scores(targets[mask], temperature, chunk_tokens=chunk_tokens)
         entropy = entropy if entropy_gradient else entropy.detach()
     else:
         with torch.autocast(device.type, dtype=compute_dtype, enabled=use_autocast):
             logprobs, entropy = chunked_logprobs(
-                forward.hidden() if is_packed else hidden_of_layout(model, tokens, packs, compute_dtype),
+                forward.hidden()
+                if is_packed
+                else hidden_of_layout(model, tokens, packs, compute_dtype, checkpoints_layers=checkpoints_layers),
                 model.get_output_embeddings(),
                 targets[mask].to(device),
                 sampling=sampling,
@@ -173,29 +210,47 @@ def score_completions(
     return CompletionScores(logprobs=grid.masked_scatter(where, logprobs), entropy=grid.masked_scatter(where, entropy))
 
 
-def packed_forward(model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], dtype: torch.dtype) -> PackedForward:
+def packed_forward(
+    model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], dtype: torch.dtype, *, checkpoints_layers: bool
+) -> PackedForward:
     """Return a forward pass over the packs' tokens, one behind the other."""
     lengths = tokens.completion_mask.sum(dim=1).tolist()
     groups = [
         (tokens.prompt_ids[pack.group], [tokens.completion_ids[row, : lengths[row]] for row in pack.rows]) for pack in packs
     ]
-    return PackedForward(model, pack_layout(groups), dtype)
+    return PackedForward(model, pack_layout(groups), dtype, checkpoints_layers=checkpoints_layers)
 
 
 def hidden_of_layout(
-    model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], compute_dtype: torch.dtype
+    model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], compute_dtype: torch.dtype, *, checkpoints_layers: bool
 ) -> Float[Tensor, "L D"]:
     """Return the hidden states that predict the packs' completion tokens, row by row, by the model's own modules."""
     layout = lay_out(tokens, packs)
     mask = tokens.completion_mask[[row for pack in packs for row in pack.rows]]
     dtype = model.dtype if compute_dtype == torch.float32 else compute_dtype
-    hidden = model.get_decoder()(
-        input_ids=layout.input_ids.to(model.device),
-        position_ids=layout.position_ids.to(model.device),
-        attention_mask=attention_mask(layout, dtype=dtype).to(model.device),
-        use_cache=False,
-    ).last_hidden_state
+    with layers_checkpointed(model) if checkpoints_layers else nullcontext():
+        hidden = model.get_decoder()(
+            input_ids=layout.input_ids.to(model.device),
+            position_ids=layout.position_ids.to(model.device),
+            attention_mask=attention_mask(layout, dtype=dtype).to(model.device),
+            use_cache=False,
+        ).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])[layout.source[mask].to(model.device)]
+
+
+@contextmanager
+def layers_checkpointed(model: PreTrainedModel) -> Generator[None]:
+    """Let the model's layers, and nothing else, believe that they are in training: transformers checkpoints them then."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        model.gradient_checkpointing_disable()
 
 
 def chunked_logprobs(

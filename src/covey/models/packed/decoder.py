@@ -51,10 +51,15 @@ class PackedForward:
             kind: rotation(rope, layout.positions, residual_dtype) for kind, rope in self.weights.architecture.ropes.items()
         }
 
-    def scores(self, targets: Int[Tensor, "L"], temperature: float) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
-        """Return log-prob and entropy of each target under softmax(logits / temperature), at least float32."""
+    def scores(
+        self, targets: Int[Tensor, "L"], temperature: float, *, chunk_tokens: int
+    ) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
+        """Return log-prob and entropy of each target under softmax(logits / temperature), at least float32.
+
+        Logits of `chunk_tokens` targets exist at a time.
+        """
         weight = self.weights.projections["head"].weight
-        found: Any = Head.apply(self.hidden(), weight, self.head.weight, targets, temperature, self.steps)
+        found: Any = Head.apply(self.hidden(), weight, self.head.weight, targets, temperature, chunk_tokens, self.steps)
         return found
 
     def hidden(self) -> Float[Tensor, "L D"]:

@@ -14,9 +14,6 @@ from covey.models.packed.attention import AttentionShape
 from covey.models.packed.layout import PackedLayout
 from covey.models.packed.steps import Steps, TokenScores
 
-# Logits of a chunk stay near the processor, and the products are as fast as larger ones.
-_CHUNK_TOKENS = 512
-
 
 class AddNorm(torch.autograd.Function):
     """(x, branch, weight) -> x + branch, and its norm with gain weight + offset, in the compute dtype."""
@@ -120,17 +117,24 @@ class Head(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, master: Tensor, targets: Tensor, temperature: float, steps: Steps
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        master: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk_tokens: int,
+        steps: Steps,
     ) -> tuple[Tensor, Tensor]:
         pieces = [
             steps.score(torch.mm(part, weight.T), ids, temperature)
-            for part, ids in zip(hidden.split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True)
+            for part, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
         ]
         logprobs = torch.cat([piece.logprobs for piece in pieces])
         entropy = torch.cat([piece.entropy for piece in pieces])
         log_sums = torch.cat([piece.log_sums for piece in pieces])
         ctx.save_for_backward(hidden, weight, targets, logprobs, entropy, log_sums)
-        ctx.temperature, ctx.steps, ctx.dtype = temperature, steps, master.dtype
+        ctx.temperature, ctx.chunk_tokens, ctx.steps, ctx.dtype = temperature, chunk_tokens, steps, master.dtype
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -142,8 +146,8 @@ class Head(torch.autograd.Function):
             grad_logprobs = torch.zeros_like(scores[0])
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None
-        for start in range(0, len(hidden), _CHUNK_TOKENS):
-            part = slice(start, start + _CHUNK_TOKENS)
+        for start in range(0, len(hidden), ctx.chunk_tokens):
+            part = slice(start, start + ctx.chunk_tokens)
             logprobs, entropy, log_sums = (score[part] for score in scores)
             slopes = ctx.steps.score_backward(
                 grad_logprobs[part],
@@ -156,4 +160,4 @@ class Head(torch.autograd.Function):
             torch.mm(slopes, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += torch.mm(slopes.T, hidden[part])
-        return grad_hidden, None, grad_weight, None, None, None
+        return grad_hidden, None, grad_weight, None, None, None, None
