@@ -1,0 +1,1 @@
+"""Tools that decode: a process for each, and what they share. `decode.py` runs it."""

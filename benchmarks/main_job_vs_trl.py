@@ -1,0 +1,171 @@
+"""Covey against TRL 1.16 on the shipped recipe: seconds of its first steps, and seconds of training to 70 % accuracy.
+
+    pip install trl==1.16.0     # here, or in an environment that --trl-python names
+    python benchmarks/main_job_vs_trl.py [--trl-python PYTHON] [--max-minutes 60] [--again covey]
+
+TRL runs in the configuration that benchmarks/step_time.py found to be its fastest, with the recipe's questions, reward and
+numbers. Both sides run under the same settings of the allocator. Accuracy is that of 200 held-out questions at the training
+temperature, measured every 5 steps by Covey's evaluation for both; no measurement counts as training. 70 % is reached when
+two measurements in a row are there, or the last one. TRL's run ends at that point, or when its time is up: what is written
+then is a lower bound.
+
+Each side is written to benchmarks/results/main_job_vs_trl.json as soon as it is finished, and not measured again. Run it on a
+machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from step_time.processes import (
+    ALLOCATOR,
+    busy_elsewhere_s,
+    describe_commit,
+    installed_versions,
+    measure_worker,
+    worker_environment,
+)
+from step_time.workload import MODEL
+
+from covey.models.bundled import ensure_bundled
+from covey.monitor.environment import describe_machine, describe_versions
+from covey.monitor.run_directory import read_jsonl, write_text_atomic
+
+RESULTS = Path(__file__).parent / "results"
+RESULT = RESULTS / "main_job_vs_trl.json"
+STEP_TIME = RESULTS / "step_time.json"
+RECIPE = "arithmetic"
+TARGET = 0.7
+EVERY = 5
+FIRST_STEPS = 5
+SIDES = ("covey", "trl")
+REHEARSAL = ["model.name=tiny", "train.num_steps=10", "evaluation.num_prompts=20", "train.prompts_per_step=4"]
+NOT_TRAINING = ("evaluate_s", "checkpoint_s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl-python", default=sys.executable, help="Python of an environment with TRL")
+    parser.add_argument("--max-minutes", type=float, default=60, help="of TRL's training")
+    parser.add_argument("--max-steps", type=int, default=400, help="of TRL's training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="measure only these")
+    parser.add_argument("--again", nargs="+", default=[], choices=SIDES, help="measure these anew")
+    parser.add_argument("--rehearsal", action="store_true", help="a tiny model and ten steps, to try the script")
+    parser.add_argument("--configurations", type=Path, default=STEP_TIME, help="where step_time.py has written")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    if arguments.rehearsal and arguments.output == RESULT:
+        parser.error("--rehearsal needs an --output of its own")
+    if not arguments.configurations.exists():
+        parser.error("TRL's configuration is not known yet: run benchmarks/step_time.py --only-configurations first")
+    configuration = json.loads(arguments.configurations.read_text())["trl_configuration"]
+    earlier = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    sides = {name: side for name, side in earlier.get("sides", {}).items() if name not in arguments.again}
+    overrides = [f"run.seed={arguments.seed}", f"evaluation.every={EVERY}", "engine.name=native"]
+    overrides += REHEARSAL if arguments.rehearsal else []
+    for name in arguments.sides:
+        if name in sides:
+            continue
+        side = covey_side(overrides) if name == "covey" else trl_side(overrides, configuration, arguments)
+        sides[name] = {"commit": describe_commit()} | side
+        result = {
+            "command": shlex.join(["python", "benchmarks/main_job_vs_trl.py", "--seed", str(arguments.seed)]),
+            "machine": describe_machine(),
+            "versions": describe_versions(),
+            "trl_versions": installed_versions(arguments.trl_python),
+            "allocator": ALLOCATOR,
+            "recipe": RECIPE,
+            "overrides": overrides,
+            "trl_configuration": configuration,
+            "target": TARGET,
+            **comparison(sides),
+            "sides": sides,
+        }
+        arguments.output.parent.mkdir(exist_ok=True)
+        write_text_atomic(arguments.output, json.dumps(result, indent=1) + "\n")
+        print(json.dumps(comparison(sides), indent=1), flush=True)
+
+
+def covey_side(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the steps and measurements of the recipe, run as `covey train` runs it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["train", RECIPE, *overrides, f"run.directory={scratch}", "run.name=run"]
+        command = [sys.executable, "-c", "from covey.cli import main; main()", *words]
+        started, busy_before_s = time.perf_counter(), busy_elsewhere_s()
+        subprocess.run(command, cwd=scratch, env=worker_environment(is_tuned=True), check=True)
+        other_cores = (busy_elsewhere_s() - busy_before_s) / (time.perf_counter() - started)
+        timing, evaluations = (read_jsonl(Path(scratch) / "run" / f"{name}.jsonl") for name in ("timing", "eval"))
+    step_s: list[float] = []
+    trained_s = {0: 0.0}
+    for before, record in itertools.pairwise(timing):
+        step_s.append(record["elapsed_s"] - before["elapsed_s"] - sum(record[key] for key in NOT_TRAINING))
+        trained_s[record["step"]] = sum(step_s)
+    measured = [record for record in evaluations if (record["part"], record["mode"]) == ("choose", "sampled")]
+    return {
+        "other_cores": round(other_cores, 2),
+        "step_s": [round(seconds, 3) for seconds in step_s],
+        "series": [[round(trained_s[record["step"]], 2), record["gold_mean"]] for record in measured],
+    }
+
+
+def trl_side(overrides: Sequence[str], configuration: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the steps and measurements of TRL's run."""
+    model = "tiny" if arguments.rehearsal else MODEL
+    job = {
+        "recipe": RECIPE,
+        "overrides": list(overrides),
+        "directory": str(ensure_bundled(model, progress=print)),
+        "configuration": configuration,
+        "target": TARGET,
+        "max_minutes": arguments.max_minutes,
+        "max_steps": 10 if arguments.rehearsal else arguments.max_steps,
+    }
+    measured = measure_worker(arguments.trl_python, "trl_job_worker", job)
+    records = measured.records
+    steps = [record for record in records if "total_s" in record]
+    return {
+        "other_cores": measured.other_cores,
+        "step_s": [step["total_s"] for step in steps],
+        "sampling_s": [step["sampling_s"] for step in steps],
+        "series": [[record["trained_s"], record["accuracy"]] for record in records if "accuracy" in record],
+    }
+
+
+def seconds_to_target(series: Sequence[Sequence[float]]) -> float | None:
+    """Return the seconds of training after which accuracy is at the target and stays there at the next measurement."""
+    for (seconds, accuracy), later in zip(series, [*series[1:], None], strict=True):
+        if accuracy >= TARGET and (later is None or later[1] >= TARGET):
+            return seconds
+    return None
+
+
+def comparison(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of the sides there are, and their ratios once both are there."""
+    found: dict[str, Any] = {}
+    for name, side in sides.items():
+        reached_s = seconds_to_target(side["series"])
+        found[f"{name}_step_s"] = round(median(side["step_s"][:FIRST_STEPS]), 2)
+        found[f"{name}_s_to_70"] = reached_s if reached_s is not None else side["series"][-1][0]
+        found[f"{name}_reached_70"] = reached_s is not None
+    if len(sides) == len(SIDES):
+        found["step_ratio"] = round(found["trl_step_s"] / found["covey_step_s"], 2)
+        # If only TRL has not reached the target, this is a lower bound; without Covey's reaching it, it means nothing.
+        ratio = found["trl_s_to_70"] / found["covey_s_to_70"]
+        found["ratio_to_70"] = round(ratio, 2) if found["covey_reached_70"] else None
+    return found
+
+
+if __name__ == "__main__":
+    main()

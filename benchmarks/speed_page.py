@@ -1,0 +1,174 @@
+"""The figures of docs/speed.md and its picture, made of the committed results.
+
+    python benchmarks/speed_page.py
+
+It reads benchmarks/results/{step_time,decode,plan,main_job_vs_trl}.json, as far as they exist, measures nothing, and writes
+what stands between the page's markers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "speed.md"
+PICTURE = ROOT / "docs" / "images" / "step-time.svg"
+ABSENT = "Not measured yet."
+COLOURS = {"Covey": "#0b7285", "TRL": "#adb5bd", "floor": "#212529"}
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a committed result; empty if it has not been measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def number(record: Mapping[str, Any], key: str, digits: int = 1) -> str:
+    return f"{record[key]:.{digits}f}" if record.get(key) is not None else "-"
+
+
+def steps_part(result: Mapping[str, Any]) -> str:
+    """Return the table of a step's seconds."""
+    rows = [
+        [
+            f"`{name}`",
+            *(number(record, key) for key in ("covey_s", "covey_sampling_s", "covey_update_s", "trl_s", "ratio")),
+            number(record, "covey_over_floor", 2),
+            *(number(record, key) for key in ("covey_gb", "trl_gb")),
+            f"{record.get('covey_num_steps', 0)} / {record.get('trl_num_steps', 0)}",
+        ]
+        for name, record in result.get("workloads", {}).items()
+        if "covey_s" in record
+    ]
+    if not rows:
+        return ABSENT
+    header = ["", "Covey s", "sampling", "update", "TRL s", "ratio", "times the floor", "Covey GB", "TRL GB", "steps counted"]
+    chosen = result["trl_configuration"]
+    found = table(header, rows) + f"\n\nTRL's fastest configuration: {chosen['dtype']}, {chosen['rows']} rows a micro-batch."
+    first = result["workloads"].get("W", {})
+    if "ratio_default" in first:
+        found += (
+            f" TRL as installed, without settings of the allocator: {number(first, 'trl_default_s')} s on `W`, "
+            f"{number(first, 'ratio_default')} times as long as Covey."
+        )
+    return found + f"\n\n{described(result)}"
+
+
+def configurations_part(result: Mapping[str, Any]) -> str:
+    """Return the table of TRL's configurations."""
+    rows = [
+        [entry["dtype"], str(entry["rows"]), *(number(entry, key) for key in ("total_s", "sampling_s", "update_s", "gb"))]
+        for entry in result.get("trl_configurations", [])
+        if "total_s" in entry
+    ]
+    return table(["precision", "rows a micro-batch", "s", "sampling", "update", "GB"], rows) if rows else ABSENT
+
+
+def decode_part(result: Mapping[str, Any]) -> str:
+    """Return the table of tokens a second."""
+    sizes = {size: record for size, record in result.get("rows", {}).items() if record.get("tokens_per_s")}
+    if not sizes:
+        return ABSENT
+    names = list(dict.fromkeys(name for record in sizes.values() for name in record["tokens_per_s"]))
+    rows = [
+        [name, *(f"{r['tokens_per_s'][name]['median']:.0f}" if name in r["tokens_per_s"] else "-" for r in sizes.values())]
+        for name in names
+    ]
+    rows.append(["native, share of the limit", *(f"{r['share_of_limit']:.0%}" for r in sizes.values())])
+    return table(["tokens a second", *(f"B = {size}" for size in sizes)], rows) + f"\n\n{described(result)}"
+
+
+def plan_part(result: Mapping[str, Any]) -> str:
+    """Return the table of plans and truth."""
+    rows = [
+        [
+            f"`{name}`",
+            number(record, "measured_s"),
+            ", ".join(f"{value:.1f}" for value in record["planned_s"]),
+            f"{record['error_frac']:+.0%}",
+            number(record, "measured_gb", 2),
+            ", ".join(f"{value:.2f}" for value in record["planned_gb"]),
+            f"{record['memory_error_frac']:+.0%}",
+        ]
+        for name, record in result.get("workloads", {}).items()
+    ]
+    header = ["", "measured s", "planned s", "worst", "measured GB", "planned GB", "worst"]
+    return table(header, rows) if rows else ABSENT
+
+
+def job_part(result: Mapping[str, Any]) -> str:
+    """Return the comparison on the main job."""
+    if "covey_step_s" not in result or "trl_step_s" not in result:
+        return ABSENT
+    keys = (("covey_step_s", "trl_step_s", "step_ratio"), ("covey_s_to_70", "trl_s_to_70", "ratio_to_70"))
+    names = ("seconds a step", "seconds of training to 70 %")
+    rows = [[name, *(number(result, key) for key in row)] for name, row in zip(names, keys, strict=True)]
+    return table(["", "Covey", "TRL", "ratio"], rows)
+
+
+def described(result: Mapping[str, Any]) -> str:
+    """Return where and with what a result was measured."""
+    versions, machine = result["versions"], result["machine"]
+    return (
+        f"{machine['cpu']}, {machine['num_cores']} cores; torch {versions['torch']}, transformers {versions['transformers']}."
+    )
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    """Return bars of the seconds of a step, as SVG."""
+    records = {name: record for name, record in result.get("workloads", {}).items() if "covey_s" in record}
+    most = max([record.get("trl_s", record["covey_s"]) for record in records.values()], default=1.0)
+    lines, top = [], 10
+    for name, record in records.items():
+        lines.append(f'<text x="8" y="{top + 24}" font-weight="bold">{name}</text>')
+        for key, label in (("covey_s", "Covey"), ("trl_s", "TRL"), ("floor_s", "floor")):
+            if key not in record:
+                continue
+            width = max(1, round(500 * record[key] / most))
+            text = f"{label} {record[key]:.1f} s"
+            lines.append(f'<rect x="90" y="{top}" width="{width}" height="14" fill="{COLOURS[label]}"/>')
+            lines.append(f'<text x="{96 + width}" y="{top + 12}">{text}</text>')
+            top += 17
+        top += 14
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {top}" font-family="sans-serif" font-size="12">'
+    title = "<title>Seconds of a training step</title>"
+    return "\n".join([head, title, f'<rect width="720" height="{top}" fill="#ffffff"/>', *lines, "</svg>", ""])
+
+
+PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "steps": ("step_time", steps_part),
+    "configurations": ("step_time", configurations_part),
+    "main job": ("main_job_vs_trl", job_part),
+    "decoding": ("decode", decode_part),
+    "plan": ("plan", plan_part),
+}
+"""What stands between the markers of each name: the result that it is made of, and how."""
+
+
+def with_results(page: str) -> str:
+    """Return the page with what the committed results say."""
+    for name, (result, part) in PARTS.items():
+        marked = rf"(<!-- generated: {name} -->\n).*?(<!-- end of generated {name} -->)"
+        text = part(read(result))
+        page, count = re.subn(marked, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL)
+        assert count == 1, f"{PAGE} lacks the markers of {name}"
+    return page
+
+
+def main() -> None:
+    PAGE.write_text(with_results(PAGE.read_text()))
+    PICTURE.write_text(picture(read("step_time")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The page on speed says what the committed results say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.speed_page import PAGE, PICTURE, decode_part, picture, plan_part, read, steps_part, with_results
+
+MACHINE: dict[str, Any] = {
+    "machine": {"cpu": "a processor", "num_cores": 2},
+    "versions": {"torch": "2", "transformers": "5"},
+}
+
+
+def test_the_page_is_the_one_that_the_committed_results_give() -> None:
+    assert with_results(PAGE.read_text()) == PAGE.read_text(), "run python benchmarks/speed_page.py"
+
+
+def test_the_picture_is_the_one_that_the_committed_results_give() -> None:
+    assert picture(read("step_time")) == PICTURE.read_text(), "run python benchmarks/speed_page.py"
+
+
+def test_a_step_is_shown_with_its_ratio_and_its_distance_from_the_floor() -> None:
+    step = {"covey_s": 20.0, "covey_sampling_s": 5.04, "covey_update_s": 14.96, "trl_s": 80.0, "ratio": 4.0, "covey_gb": 4.25}
+    record = step | {"covey_over_floor": 1.512, "trl_gb": 5.8, "covey_num_steps": 8, "trl_num_steps": 3, "trl_default_s": 200.0}
+    result = MACHINE | {"workloads": {"W": record | {"ratio_default": 10.0}}, "trl_configuration": {"dtype": "bf16", "rows": 8}}
+    text = steps_part(result)
+    assert "| `W` | 20.0 | 5.0 | 15.0 | 80.0 | 4.0 | 1.51 | 4.2 | 5.8 | 8 / 3 |" in text
+    assert "bf16, 8 rows a micro-batch" in text
+    assert "200.0 s on `W`, 10.0 times as long" in text
+
+
+def test_a_workload_without_trl_is_shown_all_the_same() -> None:
+    result = MACHINE | {"workloads": {"W-eos": {"covey_s": 9.0}}, "trl_configuration": {"dtype": "bf16", "rows": 8}}
+    assert "| `W-eos` | 9.0 | - | - | - | - | - | - | - | 0 / 0 |" in steps_part(result)
+
+
+def test_decoding_is_shown_by_the_number_of_rows() -> None:
+    rows = {
+        "8": {"tokens_per_s": {"limit": {"median": 568.4}, "native": {"median": 400.0}}, "share_of_limit": 0.704},
+        "64": {"tokens_per_s": {"limit": {"median": 1314.0}, "native": {"median": 919.9}}, "share_of_limit": 0.7},
+    }
+    text = decode_part(MACHINE | {"rows": rows})
+    assert "| tokens a second | B = 8 | B = 64 |" in text
+    assert "| native | 400 | 920 |" in text
+    assert "| native, share of the limit | 70% | 70% |" in text
+
+
+def test_a_plan_is_shown_with_its_worst_error() -> None:
+    record = {"measured_s": 20.0, "planned_s": [19.0, 23.0], "error_frac": 0.15, "measured_gb": 4.0, "planned_gb": [3.6]}
+    text = plan_part({"workloads": {"W": record | {"memory_error_frac": -0.1}}})
+    assert "| `W` | 20.0 | 19.0, 23.0 | +15% | 4.00 | 3.60 | -10% |" in text
+
+
+def test_what_has_not_been_measured_is_said_to_be_missing() -> None:
+    assert steps_part({}) == decode_part({}) == plan_part({}) == "Not measured yet."
