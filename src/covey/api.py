@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from covey.checkpoint import newest_valid_checkpoint
 from covey.config import ConfigError, Recipe, load_recipe, make_recipe, parse_override, with_changes
 from covey.distributed import open_ranks
 from covey.export import export_model
-from covey.monitor.console import open_console
+from covey.monitor.console import Console, open_console
+from covey.monitor.profile import Profile, ProfiledConsole, profile_lines, write_profile
 from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl, refuse_occupied
 from covey.report import write_report
 from covey.report.load import load_run
@@ -88,6 +91,7 @@ def train(
     reward_range: tuple[float, float] = (0.0, 1.0),
     resume: Path | str | None = None,
     quiet: bool = False,
+    profile: bool = False,
     **overrides: Any,
 ) -> Run:
     """Train a model and return the run.
@@ -98,7 +102,8 @@ def train(
     `gold` is a stricter verifier that is never optimised, with numbers from 0 to 1: its mean is an accuracy.
     Without `held_out`, a fifth of the prompts, chosen by a hash of the question, is kept from training and measured.
     `overrides` are recipe options: `num_steps=20` where the name is unique, `train__num_steps=20` always. `resume` goes
-    on with an unfinished run; give the same prompts and rewards again.
+    on with an unfinished run; give the same prompts and rewards again. `profile`: write where the time goes, in detail,
+    to `profile.json` and the report.
 
     Raises:
         CoveyError: an option, a prompt, a reward or the model cannot be used; the message says what to do.
@@ -116,26 +121,44 @@ def train(
     rewarder = Rewarder(proxy=task.proxy, gold=task.gold) if task else None
     if task is None and (reward is not None or gold is not None or reward_weights is not None):
         raise ConfigError("reward and gold functions go with prompts; for a built-in task name them in the recipe's [reward]")
-    run_session(resolved, run, task=task, rewarder=rewarder, quiet=quiet)
+    run_session(resolved, run, task=task, rewarder=rewarder, quiet=quiet, is_profiled=profile)
     return Run(path=run.path)
 
 
 def run_session(
-    recipe: Recipe, run: RunDirectory, *, task: Task | None = None, rewarder: Rewarder | None = None, quiet: bool = False
+    recipe: Recipe,
+    run: RunDirectory,
+    *,
+    task: Task | None = None,
+    rewarder: Rewarder | None = None,
+    quiet: bool = False,
+    is_profiled: bool = False,
 ) -> bool:
     """Train to the end or to an interruption, write the report and say how it went. Return whether the run is finished."""
     with open_ranks() as ranks:
-        console = open_console(quiet or not ranks.is_main)
+        console: Console = open_console(quiet or not ranks.is_main)
+        profile = Profile() if is_profiled else None
+        if profile is not None:
+            console = ProfiledConsole(console, profile)
         run = ranks.gather([run] if ranks.is_main else [])[0]  # The main rank's choice of a name holds for all.
         try:
             console.plan(plan_lines(recipe, run))
             with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder, ranks=ranks) as session:
-                is_finished = run_loop(session)
+                is_finished = run_loop(session, profile)
             if ranks.is_main:
-                console.finish(closing_lines(recipe, run, is_finished=is_finished))
+                table = written_profile(run, profile) if profile is not None else []
+                console.finish([*table, *closing_lines(recipe, run, is_finished=is_finished)])
         finally:
             console.close()
     return is_finished
+
+
+def written_profile(run: RunDirectory, profile: Profile) -> list[str]:
+    """Write where the time went, and return it as lines."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    summary = profile.summary(peak_rss_bytes=unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    write_profile(run, summary)
+    return profile_lines(summary)
 
 
 def closing_lines(recipe: Recipe, run: RunDirectory, *, is_finished: bool) -> list[str]:

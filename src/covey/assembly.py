@@ -14,6 +14,7 @@ from covey.config import Recipe
 from covey.distributed import ALONE, Ranks
 from covey.evaluate import EvaluationSpec
 from covey.learner import ControllerSpec, Learner, LearnerSpec, ScoringSpec
+from covey.models.lora import AdapterSpec
 from covey.models.policy import Policy
 from covey.rewards.base import Reward, Rewarder
 from covey.rewards.length import with_overlong_penalty
@@ -41,6 +42,12 @@ def objective_of(recipe: Recipe) -> Objective:
         kl=algorithm.kl,
         kl_cov_coefficient=algorithm.kl_cov_coefficient,
     )
+
+
+def adapter_spec(recipe: Recipe) -> AdapterSpec:
+    """Return which adapters the model gets, in a recipe that has some."""
+    lora = recipe.lora
+    return AdapterSpec(rank=lora.rank, alpha=lora.alpha, targets=lora.targets, is_merged=lora.sampling == "merged")
 
 
 def describe_objective(recipe: Recipe) -> list[str]:
@@ -128,8 +135,11 @@ def with_length_penalty(rewarder: Rewarder, recipe: Recipe) -> Rewarder:
     return Rewarder(proxy=proxy, gold=rewarder.gold)
 
 
-def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE) -> Learner:
-    """Return the learner of the recipe's algorithm."""
+def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE, micro_batch_tokens: int | None = None) -> Learner:
+    """Return the learner of the recipe's algorithm.
+
+    `micro_batch_tokens`: what memory allows, if that is less than the recipe's bound.
+    """
     algorithm, train = recipe.algorithm, recipe.train
     return Learner(
         policy.model,
@@ -137,8 +147,9 @@ def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE) -> Lea
         ScoringSpec(
             sampling=sampling_of(recipe),
             compute_dtype=policy.compute_dtype,
-            max_tokens_per_micro_batch=train.max_tokens_per_micro_batch,
+            max_tokens_per_micro_batch=micro_batch_tokens or train.max_tokens_per_micro_batch,
             max_shared_tokens=train.max_shared_tokens,
+            checkpoints_layers=train.gradient_checkpointing,
         ),
         LearnerSpec(
             learning_rate=train.learning_rate,

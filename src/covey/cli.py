@@ -66,6 +66,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="Bundled name, local directory or hub id; same as model.name=...")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run directory; same as run.name=...")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run directory, from its newest checkpoint.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write where the time goes, in detail.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +82,7 @@ def train(
     from covey.distributed import is_main_process
 
     run, recipe = prepare_run(recipes[0] if recipes else None, model=model, overrides=overrides, resume=resume)
-    is_finished = run_session(recipe, run, quiet=quiet or as_json)
+    is_finished = run_session(recipe, run, quiet=quiet or as_json, is_profiled=profile)
     if as_json and is_main_process():
         result = Run(path=run.path)
         print_json(
@@ -96,6 +97,31 @@ def train(
         )
     if not is_finished:
         raise typer.Exit(EXIT_STOPPED)
+
+
+@app.command()
+def plan(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipe (a .toml file or a name that comes with Covey), then overrides: train.group_size=16"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Bundled name, local directory or hub id; same as model.name=...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict seconds a step and memory on this machine from a short probe, without training anything."""
+    recipes, overrides = split_arguments(arguments or [])
+    if len(recipes) > 1:
+        raise CoveyError(f"{', '.join(recipes)}: one recipe at a time. Overrides look like train.group_size=16")
+    from covey.api import find_recipe, override_recipe
+    from covey.config import load_recipe
+    from covey.plan import plan_json, plan_lines, plan_recipe
+
+    recipe = override_recipe(load_recipe(find_recipe(recipes[0] if recipes else None)), overrides, model)
+    found = plan_recipe(recipe)
+    if as_json:
+        print_json(plan_json(found))
+    else:
+        typer.echo("\n".join(plan_lines(found)))
 
 
 @app.command()
@@ -167,11 +193,12 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     directory: Annotated[Path, typer.Argument(help="Where to write the model; must not exist yet.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write the adapter alone, for peft, not merged.")] = False,
 ) -> None:
     """Write the trained model as a plain Hugging Face directory."""
     from covey.export import export_model
 
-    typer.echo(str(export_model(run, directory)))
+    typer.echo(str(export_model(run, directory, adapter_only=adapter)))
 
 
 @app.command()
@@ -271,13 +298,13 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def open_model(name: str) -> tuple[Policy, Engine]:
     """Return policy and engine of a model name or of a run directory's newest checkpoint."""
     from covey.api import open_run
-    from covey.engines.transformers import TransformersEngine
+    from covey.engines.registry import fastest_engine
     from covey.models.policy import load_policy
 
     policy = load_policy(str(open_run(name).model_path) if is_run(name) else name, progress=say)
     if note := note_of(name, policy):
         say(f"{name}: {note}")
-    return policy, TransformersEngine(policy)
+    return policy, fastest_engine(policy)
 
 
 def is_run(name: str) -> bool:

@@ -19,6 +19,7 @@ from covey.sections import (
     CheckpointSection,
     EngineSection,
     EvaluationSection,
+    LoraSection,
     ModelSection,
     RewardSection,
     RunSection,
@@ -39,6 +40,7 @@ class Recipe(Section):
 
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
     engine: EngineSection = EngineSection()
     task: TaskSection = TaskSection()
     reward: RewardSection = RewardSection()
@@ -77,7 +79,12 @@ class Recipe(Section):
 
 def recipe_contradiction(recipe: Recipe) -> str | None:
     """Return in words which options of different sections exclude each other, None if none do."""
-    return _group_contradiction(recipe) or _update_contradiction(recipe) or _reward_contradiction(recipe)
+    return (
+        _group_contradiction(recipe)
+        or _update_contradiction(recipe)
+        or _reward_contradiction(recipe)
+        or _adapter_contradiction(recipe)
+    )
 
 
 def _group_contradiction(recipe: Recipe) -> str | None:
@@ -153,6 +160,23 @@ def _reward_contradiction(recipe: Recipe) -> str | None:
         return (
             f"train.overlong_buffer={train.overlong_buffer} must be smaller than "
             f"sampling.max_new_tokens={sampling.max_new_tokens}"
+        )
+    return None
+
+
+def _adapter_contradiction(recipe: Recipe) -> str | None:
+    lora, algorithm = recipe.lora, recipe.algorithm
+    if lora.rank and algorithm.reference_every:
+        return (
+            f"algorithm.reference_every={algorithm.reference_every} with lora.rank={lora.rank}: the reference of a run with "
+            "adapters stays where it is. Set one of them to 0"
+        )
+    if lora.reference == "base" and not algorithm.has_reference:
+        return "lora.reference='base': the run has no reference model; set algorithm.beta or track_kl, or leave it out"
+    if lora.sampling == "unmerged" and recipe.engine.name == "native":
+        return (
+            "lora.sampling='unmerged' with engine.name='native': that engine serves adapters merged into the weights only. "
+            "Leave it merged, or set engine.name='transformers'"
         )
     return None
 

@@ -17,6 +17,7 @@ from covey.checkpoint import Checkpoint, load_checkpoint, newest_valid_checkpoin
 from covey.config import Recipe
 from covey.curriculum import PromptSource
 from covey.learner import Learner
+from covey.models.lora import ADAPTER_WEIGHTS, adapter_state, load_adapter_state
 from covey.models.policy import Policy
 from covey.monitor.run_directory import RunDirectory
 from covey.tasks.base import Task
@@ -76,6 +77,11 @@ def find_checkpoint(run: RunDirectory, recipe: Recipe, task: Task, policy: Polic
             f"the weights of {recipe.model.name!r} are not those that {run.path} was started from. Start a new run, or restore "
             "the weights"
         )
+    if policy.adapters is not None and checkpoint.state["adapter_sha256"] != policy.adapters.start_sha256:
+        raise CoveyError(
+            f"the adapter {recipe.lora.adapter!r} is not the one that {run.path} was started from. Start a new run, or restore "
+            "the adapter"
+        )
     if checkpoint.state["task_hash"] != task_hash(task):
         raise CoveyError(
             f"the questions of task {task.name!r} are not those that {run.path} was started with; a resumed run must see the "
@@ -97,7 +103,10 @@ def rewind(run: RunDirectory, step: int, log_sizes: Mapping[str, int]) -> None:
 
 def restore(checkpoint: Checkpoint, state: RunState) -> None:
     """Put weights, optimizer and everything else that changes back to the checkpoint, bit for bit."""
-    load_parameters(state.policy.model, checkpoint.tensors("model.safetensors"))
+    if state.policy.adapters is not None:
+        load_adapter_state(state.policy.model, checkpoint.tensors(ADAPTER_WEIGHTS))
+    else:
+        load_parameters(state.policy.model, checkpoint.tensors("model.safetensors"))
     if state.reference is not None and checkpoint.has("reference.safetensors"):
         load_parameters(state.reference, checkpoint.tensors("reference.safetensors"))
     saved = checkpoint.tensors("optimizer.safetensors")
@@ -129,8 +138,11 @@ def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task
     logs = run.logs()
     for log in logs.values():
         log.sync()
-    tensors: dict[str, dict[str, torch.Tensor]] = {
-        "model.safetensors": dict(policy.model.named_parameters()),
+    weights = {"model.safetensors": dict(policy.model.named_parameters())}
+    if policy.adapters is not None:
+        weights = {ADAPTER_WEIGHTS: adapter_state(policy.model)}  # The base is loaded anyway, and does not change.
+    tensors: dict[str, Mapping[str, torch.Tensor]] = {
+        **weights,
         "optimizer.safetensors": {
             f"{index}.{field}": value for index, fields in optimizer_state.items() for field, value in fields.items()
         },
@@ -150,6 +162,7 @@ def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task
             "coefficients": dataclasses.asdict(learner.coefficients),
             "task_hash": task_hash(task),
             "base_sha256": policy.identity.sha256,
+            "adapter_sha256": policy.adapters.start_sha256 if policy.adapters else "",
             "config_hash": hashlib.sha256(recipe.to_toml().encode()).hexdigest(),
         },
         log_sizes={name: log.size for name, log in logs.items()},

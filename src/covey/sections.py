@@ -36,7 +36,7 @@ class Section(BaseModel):
 class RunSection(Section):
     name: str = Field("", description="name of the run directory; empty = the recipe's file name")
     directory: str = Field("runs", description="where run directories are made")
-    seed: int = Field(0, description="of sampling and of the order of prompts")
+    seed: int = Field(0, description="of sampling, of the order of prompts and of fresh adapters")
     num_threads: NotNegative = Field(
         0, description="processor threads; 0 = one for each core, shared by the processes on a machine"
     )
@@ -59,8 +59,52 @@ class ModelSection(Section):
     )
 
 
+class LoraSection(Section):
+    rank: NotNegative = Field(0, description="of the adapters; 0 = no adapters, every weight is trained")
+    alpha: float = Field(32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        ("all-linear",), description="names of the layers that get an adapter; all-linear = all but the output head"
+    )
+    dropout: float = Field(0.0, description="0; with any other, sampler and trainer would differ")
+    adapter: str = Field("", description="directory or hub id of an adapter to start from; empty = a fresh one")
+    sampling: Literal["merged", "unmerged"] = Field(
+        "merged", description="engines serve adapters as part of the weights, or beside them as the trainer computes them"
+    )
+    reference: Literal["start", "base"] = Field(
+        "start", description="the reference model: the policy as training finds it, or the model with adapters off"
+    )
+
+    @field_validator("dropout")
+    @classmethod
+    def _is_off(cls, dropout: float) -> float:
+        if dropout:
+            raise ValueError(
+                "completions are sampled without dropout, and scored with it they would seem off policy; leave it 0"
+            )
+        return dropout
+
+    @field_validator("targets")
+    @classmethod
+    def _are_names(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not targets or "" in targets:
+            raise ValueError("name at least one kind of layer, such as q_proj, or all-linear")
+        return targets
+
+    @model_validator(mode="after")
+    def _belongs_to_a_rank(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            if not self.rank and getattr(self, key) != field.default:
+                raise ValueError(f"{key}={getattr(self, key)!r}: it belongs to rank, which is 0; set both")
+        return self
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether the reference is the policy as training finds it."""
+        return self.reference == "start" or not self.adapter
+
+
 class EngineSection(Section):
-    name: str = Field("transformers", description=f"what samples completions: {', '.join(ENGINES)}")
+    name: str = Field("auto", description=f"what samples completions: {', '.join(ENGINES)}; auto = native where it can")
 
     @field_validator("name")
     @classmethod
@@ -132,7 +176,12 @@ class TrainSection(Section):
     )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    max_tokens_per_micro_batch: Positive = Field(4096, description="memory bound of the update; changes no gradient")
+    max_tokens_per_micro_batch: Positive = Field(
+        2048, description="bound of what the update holds at once, lowered where memory is short; changes no gradient"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer again in the backward pass: less memory, a third more time; changes no gradient"
+    )
     max_shared_tokens: NotNegative = Field(
         1024, description="completions laid out behind one copy of their prompt; 0 = one by one, for models that need it"
     )

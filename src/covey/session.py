@@ -15,8 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from covey.assembly import (
+    adapter_spec,
     describe_objective,
     evaluation_spec,
     make_learner,
@@ -33,7 +35,9 @@ from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
 from covey.evaluate import EvaluationSpec
-from covey.models.policy import Policy, load_policy
+from covey.models.lora import adapted_layers, frozen_copy
+from covey.models.memory import affordable_tokens, available_bytes
+from covey.models.policy import Policy, load_policy, with_adapters
 from covey.monitor.console import Console
 from covey.monitor.environment import describe_machine, describe_versions, num_usable_cores
 from covey.monitor.run_directory import (
@@ -43,13 +47,13 @@ from covey.monitor.run_directory import (
     write_text_atomic,
 )
 from covey.monitor.sinks import SinkSet, open_sinks
-from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state, task_hash
+from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
 from covey.recorder import Recorder
-from covey.rewards.base import Reward, Rewarder, refuse_missing_columns
+from covey.refusals import refuse_columns_without_data, refuse_different_ranks, refuse_long_prompts
+from covey.rewards.base import Reward, Rewarder
 from covey.rollout import RolloutSpec
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
-from covey.types import CoveyError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,13 +108,18 @@ def open_session(
         refuse_columns_without_data(plain_rewarder, task)
         rewarder = with_length_penalty(plain_rewarder, recipe)
         policy = open_policy(recipe, task, console)
-        state = initial_state(recipe, task, policy, ranks)
+        num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
+        if num_tokens < recipe.train.max_tokens_per_micro_batch:
+            console.note(
+                f"memory is short: micro-batches of {num_tokens} tokens instead of {recipe.train.max_tokens_per_micro_batch}"
+            )
+        state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
         refuse_different_ranks(recipe, task, policy, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(own_run.recipe, recipe.to_toml())
         if not own_run.env.exists():
-            facts = describe_run(recipe, policy, task, rewarder, ranks)
+            facts = describe_run(recipe, policy, task, rewarder, ranks) | {"micro_batch_tokens": num_tokens}
             write_text_atomic(own_run.env, json.dumps(facts, indent=1) + "\n")
         warn_of_other_numbers(own_run, console, ranks)
         names = recipe.run.sinks if ranks.is_main else ()
@@ -139,36 +148,48 @@ def open_session(
         )
 
 
-def refuse_different_ranks(recipe: Recipe, task: Task, policy: Policy, ranks: Ranks) -> None:
-    """Raise unless all ranks are about to do the same: each has read recipe, data and model by itself.
+def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks: Ranks) -> int:
+    """Return the recipe's bound of a micro-batch, less if memory is short; of a run that goes on, what it began with.
 
-    Raises:
-        CoveyError: naming what differs.
+    Chosen once: another cut would change the last bits.
     """
-    facts = {
-        "recipes": recipe.to_toml(),
-        "questions": task_hash(task),
-        "model's weights": policy.identity.sha256,
-        "number formats": str(policy.compute_dtype),
-    }
-    for what, values in zip(facts, zip(*ranks.gather([tuple(facts.values())]), strict=True), strict=True):
-        if len(set(values)) > 1:
-            raise CoveyError(
-                f"the {what} of the {ranks.count} processes differ; start all of them with the same command, files and kind of "
-                "machine"
-            )
+    if run.env.exists():
+        before = json.loads(run.env.read_text()).get("micro_batch_tokens")
+        if before:
+            return int(before)
+    train = recipe.train
+    allowed = affordable_tokens(
+        policy.model,
+        policy.compute_dtype,
+        available=available_bytes() // ranks.num_local,
+        checkpoints_layers=train.gradient_checkpointing,
+    )
+    return min(ranks.gather([min(allowed, train.max_tokens_per_micro_batch)]))
 
 
-def initial_state(recipe: Recipe, task: Task, policy: Policy, ranks: Ranks) -> RunState:
+def initial_state(
+    recipe: Recipe, task: Task, policy: Policy, ranks: Ranks, *, micro_batch_tokens: int | None = None
+) -> RunState:
     """Return what a run starts from: the reference is a copy of the policy that has not been trained yet."""
-    reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.has_reference else None
+    if recipe.lora.rank:
+        reference = adapted_reference(recipe, policy)
+    else:
+        reference = copy.deepcopy(policy.model).requires_grad_(False) if recipe.algorithm.has_reference else None
     return RunState(
         policy=policy,
-        learner=make_learner(recipe, policy, ranks=ranks),
+        learner=make_learner(recipe, policy, ranks=ranks, micro_batch_tokens=micro_batch_tokens),
         prompts=CURRICULA[recipe.train.curriculum](task.train, seed=recipe.run.seed),
         reference=reference,
         progress=Progress(),
     )
+
+
+def adapted_reference(recipe: Recipe, policy: Policy) -> PreTrainedModel | None:
+    """Return the reference of a run with adapters. It shares all frozen weights with the policy: no second model is held."""
+    if not recipe.algorithm.has_reference:
+        return None
+    # Fresh adapters do nothing yet, so that the policy's start is the model without them.
+    return frozen_copy(policy.model, adapters_on=bool(recipe.lora.adapter) and recipe.lora.reference == "start")
 
 
 def go_on_from(checkpoint: Checkpoint | None, state: RunState, own_run: RunDirectory, ranks: Ranks) -> None:
@@ -217,6 +238,13 @@ def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
         compute_dtype=recipe.model.compute_dtype,
         progress=console.note,
     )
+    if recipe.lora.rank:
+        policy = with_adapters(policy, adapter_spec(recipe), start=recipe.lora.adapter, seed=recipe.run.seed)
+        num_trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+        console.note(
+            f"adapters of rank {recipe.lora.rank} on {len(adapted_layers(policy.model))} layers: {num_trained:,} numbers are "
+            f"trained, the {policy.identity.num_parameters:,} of the model stay as they are"
+        )
     if policy.uses_plain_template:
         console.note(f"{recipe.model.name} has no chat template; prompts look like this: {show_prompt(policy, task)!r}")
     if not any(task.held_out.values()):
@@ -225,40 +253,9 @@ def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
     return policy
 
 
-def refuse_columns_without_data(rewarder: Rewarder, task: Task) -> None:
-    """Raise if a reward asks for a column of the data that some question does not have.
-
-    Raises:
-        CoveyError: naming the column and the question.
-    """
-    prompts = [*task.train, *(prompt for part in task.held_out.values() for prompt in part)]
-    for reward in (rewarder.proxy, rewarder.gold):
-        if reward is not None:
-            refuse_missing_columns(reward, prompts)
-
-
 def show_prompt(policy: Policy, task: Task) -> str:
     """Return the first training prompt exactly as the model sees it."""
     return str(policy.tokenizer.decode(policy.encode(task.train[0].messages)))
-
-
-def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> None:
-    """Raise if a prompt would not fit: it is never cut silently.
-
-    Raises:
-        CoveyError: naming the prompt.
-    """
-    room = policy.max_sequence_tokens - max_new_tokens
-    prompts = [*task.train, *(prompt for part in task.held_out.values() for prompt in part)]
-    # A token covers at least one byte, so a text with fewer bytes than `room` fits without being encoded.
-    for prompt in prompts:
-        if sum(len(message.content.encode()) + 64 for message in prompt.messages) > room:
-            length = len(policy.encode(prompt.messages))
-            if length > room:
-                raise CoveyError(
-                    f"prompt {prompt.prompt_id!r} has {length} tokens; with sampling.max_new_tokens={max_new_tokens} the model "
-                    f"takes at most {room}. Shorten or remove it, or lower max_new_tokens"
-                )
 
 
 def warn_of_other_numbers(run: RunDirectory, console: Console, ranks: Ranks) -> None:

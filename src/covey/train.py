@@ -12,6 +12,7 @@ from covey.evaluate import MODES, evaluate
 from covey.interrupts import stop_on_signals
 from covey.learner import refresh_reference
 from covey.metrics import Metric, Sum, metric_values
+from covey.monitor.profile import CLIPPING, OPTIMIZER, Profile
 from covey.rollout import SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
 from covey.session import Session, save_session
@@ -19,10 +20,13 @@ from covey.tasks.base import Part
 from covey.types import CoveyError
 
 
-def train(session: Session) -> bool:
-    """Train from where the session stands to its last step. Return False if a signal stopped it before, at a saved step."""
+def train(session: Session, profile: Profile | None = None) -> bool:
+    """Train from where the session stands to its last step. Return False if a signal stopped it before, at a saved step.
+
+    `profile`: what collects the seconds in detail; None = nothing does.
+    """
     recipe, progress, ranks = session.recipe, session.state.progress, session.ranks
-    clock = Clock(progress.elapsed_s)
+    clock = Clock(progress.elapsed_s, profile)
     if progress.is_checked:
         left = 0 if progress.is_over else recipe.train.num_steps - progress.step
         done = "the run has spent its algorithm.kl_budget" if progress.is_over else "all steps are done"
@@ -32,6 +36,8 @@ def train(session: Session) -> bool:
         load_and_prove_weights(session.engine, session.state.policy, progress.policy_version, ranks=ranks)
         if not progress.is_checked:
             prepare(session, clock)
+        if profile is not None:
+            start_profile(profile, session)
         is_stopped = ranks.any(stop.is_requested)
         while not is_finished(session) and not is_stopped:
             train_step(session, clock)
@@ -39,14 +45,27 @@ def train(session: Session) -> bool:
             if is_due(progress.step, recipe.checkpoint.every) and not is_finished(session):
                 with clock.phase("checkpoint_s"):
                     save_session(session)
+            if profile is not None:
+                profile.end_step(progress.step)
         if not is_finished(session):
             session.recorder.event(
                 progress.step,
                 "interrupted",
                 f"{stop.signal_name or 'another process was stopped'}: stopped after step {progress.step}",
             )
-        save_session(session)
+        with clock.phase("checkpoint_s"):
+            save_session(session)
+        if profile is not None:
+            profile.finish()
     return is_finished(session)
+
+
+def start_profile(profile: Profile, session: Session) -> None:
+    """Let the optimizer mark its steps, and forget what came before the first one of the run."""
+    optimizer = session.state.learner.optimizer
+    optimizer.register_step_pre_hook(lambda *_: profile.mark(CLIPPING))
+    optimizer.register_step_post_hook(lambda *_: profile.mark(OPTIMIZER))
+    profile.start()
 
 
 def is_finished(session: Session) -> bool:
@@ -99,7 +118,11 @@ def train_step(session: Session, clock: Clock) -> None:
         "policy/version": Sum(progress.policy_version),
     }
     progress.elapsed_s = clock.elapsed_s
-    timing = clock.lap(num_tokens=metrics["tokens/generated"].value)
+    num_tokens = metrics["tokens/generated"].value
+    timing = clock.lap(num_tokens=num_tokens)
+    if clock.profile is not None:
+        trained = metrics.get("tokens/trained")
+        clock.profile.count(num_sampled=num_tokens, num_trained=trained.value if trained else 0.0)
     save_rollouts = is_due(step, recipe.checkpoint.rollouts_every)
     session.recorder.step(
         step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts, distances=distances
@@ -150,7 +173,8 @@ def prepare(session: Session, clock: Clock) -> None:
         session.task.train,
         session.rollouts.sampling,
         policy=session.state.policy,
-        reference=session.state.reference,
+        # Away from the policy's start, KL to it is not 0, and there is nothing to check.
+        reference=session.state.reference if session.recipe.lora.starts_at_reference else None,
         engine=session.engine,
         learner=session.state.learner,
         ranks=session.ranks,
@@ -200,10 +224,12 @@ def is_due(step: int, every: int) -> bool:
 class Clock:
     """Seconds by phase since the last lap, and seconds in the loop altogether. Monotonic: wall-clock jumps do not show."""
 
-    def __init__(self, elapsed_s: float):
+    def __init__(self, elapsed_s: float, profile: Profile | None = None):
         self._before_s = elapsed_s
-        self._started = self._lap_started = time.monotonic()
+        self._started = time.monotonic()
         self._phases: dict[str, float] = {}
+        self.profile = profile
+        """Told of everything that is measured here."""
 
     @property
     def elapsed_s(self) -> float:
@@ -212,11 +238,15 @@ class Clock:
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
         started = time.monotonic()
+        if self.profile is not None:
+            self.profile.begin()
         yield
         self.add(name, time.monotonic() - started)
 
     def add(self, name: str, seconds: float) -> None:
         self._phases[name] = self._phases.get(name, 0.0) + seconds
+        if self.profile is not None:
+            self.profile.add(name, seconds)
 
     def lap(self, *, num_tokens: float) -> dict[str, float]:
         """Return the fields of `timing.jsonl` and begin a new lap."""

@@ -24,7 +24,7 @@ from tests.conformance.cases import (
 from covey.batch import StatsSpec, make_tokens
 from covey.learner import Learner
 from covey.models.policy import Policy
-from covey.session import refuse_long_prompts
+from covey.refusals import refuse_long_prompts
 from covey.tasks.base import Task
 from covey.tensors import Batch, Scores
 from covey.types import CoveyError

@@ -33,7 +33,7 @@ def message_of(*overrides: str) -> str:
         (
             "qqqq.num_steps=3",
             "qqqq",
-            "known here: run, model, engine, task, reward, algorithm, sampling, train, evaluation, checkpoint",
+            "known here: run, model, lora, engine, task, reward, algorithm, sampling, train, evaluation, checkpoint",
         ),
         ("train.num.steps=3", "train.num.steps", "did you mean 'num_steps'?"),
     ],

@@ -71,6 +71,7 @@ def test_the_signature_of_train_is_this():
             "reward_range",
             "resume",
             "quiet",
+            "profile",
             "overrides",
         )
     ]

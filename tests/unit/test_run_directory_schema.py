@@ -13,6 +13,12 @@ from covey.monitor.run_directory import RunDirectory
 PAGE = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text()
 
 
+LISTS = [
+    *("ENV_KEYS", "TIMING_KEYS", "EVAL_KEYS", "EVAL_COLUMNS", "ROLLOUT_COLUMNS"),
+    *("PROFILE_KEYS", "PROFILE_PHASE_KEYS"),
+]
+
+
 def section(title: str) -> str:
     return PAGE.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
 
@@ -28,7 +34,10 @@ def first_column(text: str) -> set[str]:
 
 def documented() -> dict[str, set[str]]:
     evaluations, columns = section("eval.jsonl").split("`evals/*.parquet` columns:")
+    profile, phases = section("profile.json").split("Each row of `phases` has")
     return {
+        "PROFILE_KEYS": first_column(profile),
+        "PROFILE_PHASE_KEYS": first_column(phases),
         "ENV_KEYS": quoted(section("env.json")),
         "TIMING_KEYS": quoted(section("timing.jsonl")),
         "EVAL_KEYS": first_column(evaluations),
@@ -42,12 +51,12 @@ def test_the_schema_version_is_the_documented_one() -> None:
     assert "Schema version: **1**" in PAGE
 
 
-@pytest.mark.parametrize("name", ["ENV_KEYS", "TIMING_KEYS", "EVAL_KEYS", "EVAL_COLUMNS", "ROLLOUT_COLUMNS"])
+@pytest.mark.parametrize("name", LISTS)
 def test_the_constant_lists_exactly_what_the_page_documents(name: str) -> None:
     assert set(getattr(run_directory, name)) == documented()[name]
 
 
-@pytest.mark.parametrize("name", ["ENV_KEYS", "TIMING_KEYS", "EVAL_KEYS", "EVAL_COLUMNS", "ROLLOUT_COLUMNS"])
+@pytest.mark.parametrize("name", LISTS)
 def test_no_key_is_listed_twice(name: str) -> None:
     keys = getattr(run_directory, name)
     assert len(keys) == len(set(keys))
@@ -60,7 +69,7 @@ def test_every_documented_column_has_a_fixed_type(name: str) -> None:
 
 def test_the_files_of_a_run_are_the_documented_ones() -> None:
     run = RunDirectory(Path("run"))
-    files = [run.recipe, run.env, run.metrics, run.timing, run.eval, run.events, run.report]
+    files = [run.recipe, run.env, run.metrics, run.timing, run.eval, run.events, run.profile, run.report]
     table = first_column(PAGE.split("\n## ", 1)[0])
     assert {path.name for path in files} == {word for word in table if "/" not in word}
     assert {run.evals.name, run.rollouts.name, run.checkpoints.name} == {w.split("/")[0] for w in table if "/" in w}

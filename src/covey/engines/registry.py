@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from covey.engines.base import Engine
-from covey.engines.native.engine import NativeEngine
+from covey.engines.native.engine import NativeEngine, refusal
 from covey.engines.transformers import TransformersEngine
+from covey.models.policy import Policy
+
+
+def fastest_engine(policy: Policy, **options: Any) -> Engine:
+    """Return the native engine if it can serve the policy's model, else the transformers engine, which says why."""
+    reason = refusal(policy)
+    if reason is None:
+        return NativeEngine(policy, **options)
+    engine = TransformersEngine(policy, **options)
+    engine.note = f"transformers engine, because the native one cannot serve this: {reason}. Sampling is 2 to 5 times slower"
+    return engine
+
 
 ENGINES: dict[str, Callable[..., Engine]] = {
+    "auto": fastest_engine,
     "transformers": TransformersEngine,
     "native": NativeEngine,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from covey.engines.stopping import completes_stop
 from covey.models.distribution import shape_logits
-from covey.models.policy import Policy, weights_digest
+from covey.models.lora import merged_parameters, without_adapters
+from covey.models.policy import Policy, parameters_digest, weights_digest
 from covey.sampling import Sampling, uniform
 from covey.types import Completion, CoveyError
 
@@ -38,18 +39,20 @@ class TransformersEngine:
         self._stop_ids = torch.tensor(sorted(policy.stop_ids), dtype=torch.long)
         self._decode = policy.decode
         self._dtype = policy.compute_dtype
-        self._model: PreTrainedModel = copy.deepcopy(policy.model).requires_grad_(False)
+        self._merges_adapters = policy.adapters is not None and policy.adapters.is_merged
+        served = without_adapters(policy.model) if self._merges_adapters else policy.model
+        self._model: PreTrainedModel = copy.deepcopy(served).requires_grad_(False)
         # Parameters only: buffers such as rotary frequencies stay float32, as they are where completions are scored.
         for parameter in self._model.parameters():
             parameter.data = parameter.data.to(self._dtype)
-        self._version = 0
+        self.load_weights(policy, 0)
         self._max_batch_tokens = max_batch_tokens
         self._progress = progress
 
     def load_weights(self, policy: Policy, version: int) -> None:
         with torch.no_grad():
             served = dict(self._model.named_parameters())
-            for name, parameter in policy.model.named_parameters():
+            for name, parameter in self._weights_to_serve(policy):
                 served[name].copy_(parameter)
         self._version = version
 
@@ -57,7 +60,11 @@ class TransformersEngine:
         return weights_digest(self._model, self._dtype)
 
     def expected_digest(self, policy: Policy) -> str:
-        return weights_digest(policy.model, self._dtype)
+        with torch.no_grad():
+            return parameters_digest(self._weights_to_serve(policy), self._dtype)
+
+    def _weights_to_serve(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        return merged_parameters(policy.model) if self._merges_adapters else policy.model.named_parameters()
 
     def close(self) -> None:
         del self._model

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from covey.models.lora import adapter_state, is_adapted
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
@@ -99,8 +101,11 @@ class Architecture:
         return self.num_heads // self.num_kv_heads
 
 
-def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Return why the native engine cannot serve this model, None if it can."""
+def unsupported_reason(model: PreTrainedModel, *, allows_adapters: bool = False) -> str | None:
+    """Return why the decoders that are Covey's own cannot compute this model, None if they can.
+
+    `allows_adapters`: whether they compute low-rank adapters beside its projections.
+    """
     config: Any = model.config
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -117,7 +122,7 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         return f"it has layers of {', '.join(sorted(unknown))}"
     for name, parts in _linears(model).items():
-        if any(type(part) is not nn.Linear for part in parts):
+        if any(type(plain_linear(part) if allows_adapters else part) is not nn.Linear for part in parts):
             return f"a projection ({name}) is no plain linear layer"
     return _unsupported_rope(model, family) or _unsupported_parameters(model, family)
 
@@ -140,7 +145,8 @@ def _unsupported_parameters(model: PreTrainedModel, family: Family) -> str | Non
         id(parameter)
         for module in [*_norms(model, family).values(), *(part for parts in _linears(model).values() for part in parts)]
         for parameter in module.parameters()
-    } | {id(embedding_of(model).weight)}
+    }
+    read |= {id(weight) for weight in (embedding_of(model).weight, *adapter_state(model).values())}
     for name, parameter in model.named_parameters():
         if id(parameter) not in read:
             return f"it has weights that the decoder does not know ({name})"
@@ -183,6 +189,12 @@ def norms_of(model: PreTrainedModel) -> Iterator[tuple[str, Float[Tensor, "_"]]]
 def linears_of(model: PreTrainedModel) -> Iterator[tuple[str, tuple[nn.Linear, ...]]]:
     """Yield (name, projections that are computed as one) of every matrix product."""
     yield from _linears(model).items()
+
+
+def plain_linear(part: nn.Module) -> nn.Module:
+    """Return the projection itself, without the adapter that it may carry."""
+    layer: Any = part
+    return layer.base_layer if is_adapted(part) else part
 
 
 def embedding_of(model: PreTrainedModel) -> Any:

@@ -127,6 +127,14 @@ def merged_weight(linear: nn.Module) -> Float[Tensor, "out in"]:
     return weight + layer.get_delta_weight(_NAME).detach()
 
 
+def active_adapter(linear: nn.Module) -> tuple[nn.Parameter, nn.Parameter, float] | None:
+    """Return A, B and the scale of a projection's adapter; None without an adapter, or with one that is off."""
+    layer: Any = linear
+    if not is_adapted(linear) or layer.disable_adapters:
+        return None
+    return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight, float(layer.scaling[_NAME])
+
+
 def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and values of what the model's parameters would be with the adapters merged into them, one at a time.
 

@@ -33,6 +33,11 @@ EVAL_KEYS = (
     *("gold_gain", "gold_gain_low", "gold_gain_high", "proxy_gain", "proxy_gain_low", "proxy_gain_high"),
     *("length_mean", "truncated_frac", "error_frac"),
 )
+PROFILE_KEYS = (
+    *("first_step", "last_step", "num_steps", "step_median_s", "step_p90_s", "sampled_tokens_per_s", "trained_tokens_per_s"),
+    *("peak_rss_bytes", "phases"),
+)
+PROFILE_PHASE_KEYS = ("name", "part_of", "total_s", "share_frac", "num_calls", "num_steps", "median_s", "p90_s")
 EVAL_COLUMNS = (
     *("prompt_id", "question", "answer", "sample", "completion", "extracted", "gold", "proxy", "num_tokens"),
     *("finish_reason", "error"),
@@ -121,6 +126,10 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile.json"
 
     @property
     def lock_file(self) -> Path:

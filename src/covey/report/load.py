@@ -28,6 +28,8 @@ class Run:
     evals: Sequence[Row]
     """By step, one row for each part and mode."""
     events: Sequence[Row]
+    profile: Row | None = None
+    """None = the run was not profiled."""
 
     @property
     def name(self) -> str:
@@ -80,6 +82,7 @@ def load_run(run_path: Path) -> Run:
         timing=_latest(read_jsonl(directory.timing), "step"),
         evals=_latest(read_jsonl(directory.eval), "step", "part", "mode"),
         events=read_jsonl(directory.events),
+        profile=json.loads(directory.profile.read_text(encoding="utf-8")) if directory.profile.is_file() else None,
     )
 
 

@@ -185,7 +185,7 @@ MUTATIONS = [
     Mutation(
         number=12,
         name="a prompt that does not fit passes",
-        file="src/covey/session.py",
+        file="src/covey/refusals.py",
         old="            if length > room:",
         new="            if length > 2 * room:",
         tests=(f"{SUITE}test_a_prompt_that_does_not_fit_is_refused_by_name",),

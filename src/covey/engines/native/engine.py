@@ -33,6 +33,13 @@ _MAX_PREFILL_TOKENS = 2048
 _MIN_SAVED_TOKENS = 32
 
 
+def refusal(policy: Policy) -> str | None:
+    """Return why the native engine cannot serve a policy, None if it can."""
+    if policy.adapters is not None and not policy.adapters.is_merged:
+        return "it serves adapters merged into the weights only (lora.sampling='merged')"
+    return unsupported_reason(policy.model, allows_adapters=True)
+
+
 class NativeEngine:
     """Samples with Covey's own decoder. See `covey.engines.base.Engine`."""
 
@@ -49,8 +56,8 @@ class NativeEngine:
         Raises:
             CoveyError: the model's decoder is none that this engine knows.
         """
-        if reason := unsupported_reason(policy.model):
-            raise CoveyError(f"the native engine cannot serve this model: {reason}. Use the transformers engine")
+        if reason := refusal(policy):
+            raise CoveyError(f"the native engine cannot serve this: {reason}. Use the transformers engine")
         self._weights = ServedWeights(policy.model, policy.compute_dtype)
         self._ops, self.note = choose_ops(self._weights.architecture, policy.compute_dtype)
         self._stop_ids = policy.stop_ids

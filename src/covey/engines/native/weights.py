@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from covey.models.families import embedding_of, linears_of, norms_of, read_architecture
+from covey.models.lora import merged_weight
 
 _NUM_PROBED_COLUMNS = 8
 _NUM_PROBED_ROWS = 64
@@ -47,7 +48,7 @@ class PackedLinear:
         self._multiply = operators._linear_pointwise.default if is_packed else None
 
     def load(self, parts: Sequence[nn.Linear]) -> None:
-        weights = [part.weight.detach().to(self._dtype) for part in parts]
+        weights = [merged_weight(part).to(self._dtype) for part in parts]
         weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(weights)
         self.in_features = weight.shape[1]
         self.bias = joined_bias(parts, self._dtype)
@@ -156,7 +157,7 @@ def expected_digest(model: PreTrainedModel, dtype: torch.dtype) -> str:
 def _expected_samples(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     for name, parts in linears_of(model):
         columns = _evenly_spread(parts[0].in_features, _NUM_PROBED_COLUMNS)
-        yield name, torch.cat([_column_sample(part.weight, columns) for part in parts], dim=1).to(dtype)
+        yield name, torch.cat([_column_sample(merged_weight(part), columns) for part in parts], dim=1).to(dtype)
         bias = joined_bias(parts, dtype)
         if bias is not None:
             yield f"{name}.bias", bias

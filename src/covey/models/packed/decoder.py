@@ -13,20 +13,21 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from covey.models.families import FAMILIES, Family, Rope, embedding_of, linears_of, unsupported_reason
+from covey.models.families import FAMILIES, Family, Rope, embedding_of, linears_of, plain_linear, unsupported_reason
 from covey.models.packed.attention import AttentionShape
 from covey.models.packed.functions import AddNorm, Attend, Gated, Head, Linear
 from covey.models.packed.kernels import choose_steps
 from covey.models.packed.layout import PackedLayout
-from covey.models.packed.weights import ComputeWeights, Projection, compute_weights
+from covey.models.packed.weights import Adapter, ComputeWeights, Projection, compute_weights
 
 
 def packed_refusal(model: PreTrainedModel) -> str | None:
     """Return why this model takes the ordinary path; None if it can be packed."""
-    if reason := unsupported_reason(model):
+    if reason := unsupported_reason(model, allows_adapters=True):
         return reason
     for name, parts in linears_of(model):
-        if len({part.bias is None for part in parts}) > 1:
+        linears: list[Any] = [plain_linear(part) for part in parts]
+        if len({linear.bias is None for linear in linears}) > 1:
             return f"some projections of {name} have a bias, and others have none"
     head: Any = model.get_output_embeddings()
     return "its output head has a bias" if head.bias is not None else None
@@ -131,7 +132,19 @@ class PackedForward:
         projection: Projection = self.weights.projections[name]
         masters = (*projection.weights, *projection.biases)
         found: Any = Linear.apply(x, projection.weight, projection.bias, len(projection.weights), *masters)
-        return found
+        adapters = projection.adapters()
+        return found + self.adapted(x, projection, adapters) if any(adapters) else found
+
+    def adapted(self, x: Tensor, projection: Projection, adapters: list[Adapter | None]) -> Tensor:
+        """Return scale * B (A x) of each projection, 0 for those without an adapter."""
+        linear, dtype = torch.nn.functional.linear, self.weights.dtype
+        pieces = [
+            x.new_zeros(len(x), len(weight))
+            if adapter is None
+            else linear(linear(x, adapter.down.to(dtype)), adapter.up.to(dtype)) * adapter.scale
+            for weight, adapter in zip(projection.weights, adapters, strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 def rotation(
