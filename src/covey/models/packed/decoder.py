@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from covey.models.families import FAMILIES, Family, Rope, embedding_of, linears_of, plain_linear, unsupported_reason
 from covey.models.packed.attention import AttentionShape
-from covey.models.packed.functions import AddNorm, Attend, Gated, Head, Linear
+from covey.models.packed.functions import AddNorm, Attend, Embed, Gated, Head, Linear
 from covey.models.packed.kernels import choose_steps
 from covey.models.packed.layout import PackedLayout
 from covey.models.packed.weights import Adapter, ComputeWeights, Projection, compute_weights
@@ -60,12 +60,15 @@ class PackedForward:
         Logits of `chunk_tokens` targets exist at a time.
         """
         weight = self.weights.projections["head"].weight
-        found: Any = Head.apply(self.hidden(), weight, self.head.weight, targets, temperature, chunk_tokens, self.steps)
+        hidden = self.hidden()
+        found: Any = Head.apply(
+            hidden, weight, self.head.weight, targets, temperature, chunk_tokens, self.steps, hidden.requires_grad
+        )
         return found
 
     def hidden(self) -> Float[Tensor, "L D"]:
         """Return the normed hidden states behind which the targets stand, in the compute dtype."""
-        x: Tensor = torch.nn.functional.embedding(self.layout.token_ids, self.embedding.weight)
+        x: Any = Embed.apply(self.layout.token_ids, self.embedding.weight)
         if self.weights.architecture.embedding_scale != 1.0:
             x = x * self.weights.architecture.embedding_scale
         branch: Tensor | None = None

@@ -1,10 +1,14 @@
 """The steps and the matrix products as autograd functions.
 
-Each keeps what its backward pass reads, and nothing else. Dimension key: T packed tokens, D hidden size, L scored tokens.
+Each keeps what its backward pass reads, and nothing else. Gradients of matrices are added to `.grad` in the backward pass
+itself: handed to autograd, each would be written, rounded and added once more, which costs as much as a layer. So they are
+there after `backward()`, and not from `torch.autograd.grad`. Dimension key: T packed tokens, D hidden size, L scored
+tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -13,6 +17,36 @@ from torch import Tensor
 from covey.models.packed.attention import AttentionShape
 from covey.models.packed.layout import PackedLayout
 from covey.models.packed.steps import Steps, TokenScores
+
+# Logits of a micro-batch that are kept for the backward pass; what is more is made again there.
+_KEPT_LOGIT_BYTES = 256 << 20
+
+
+def add_to_gradient(master: Tensor, piece: Tensor) -> None:
+    """Add a piece of the gradient, in whatever dtype it was computed, to the gradient of a master weight."""
+    if master.grad is None:
+        master.grad = piece.to(master.dtype, copy=True)
+    else:
+        master.grad.add_(piece)
+
+
+class Embed(torch.autograd.Function):
+    """Token ids -> rows of the embedding."""
+
+    @staticmethod
+    def forward(ctx: Any, token_ids: Tensor, master: Tensor) -> Tensor:
+        ctx.save_for_backward(token_ids)
+        ctx.master = master  # Itself: what comes out of a layer that is computed again is another tensor.
+        return torch.nn.functional.embedding(token_ids, master.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        [token_ids], master = ctx.saved_tensors, ctx.master
+        if ctx.needs_input_grad[1]:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            master.grad.index_add_(0, token_ids, grads[0])
+        return None, None
 
 
 class AddNorm(torch.autograd.Function):
@@ -45,27 +79,23 @@ class Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, num_weights: int, *masters: Tensor) -> Tensor:
         """`masters`: the weights whose copy `weight` is, then the biases whose copy `bias` is."""
         ctx.save_for_backward(x, weight)
-        ctx.sizes = [master.shape[0] for master in masters]
-        ctx.dtypes = [master.dtype for master in masters]
-        ctx.num_weights = num_weights
+        ctx.masters, ctx.num_weights = masters, num_weights
         return torch.nn.functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         [grad] = grads
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4:]
-        num, sizes = ctx.num_weights, ctx.sizes
-        found: list[Tensor | None] = [None] * len(sizes)
+        masters, wanted, num = ctx.masters, ctx.needs_input_grad[4:], ctx.num_weights
+        pieces: list[Tensor] = []
         if any(wanted[:num]):
-            found[:num] = torch.mm(grad.T, x).split(sizes[:num])
+            pieces += torch.mm(grad.T, x).split([master.shape[0] for master in masters[:num]])
         if any(wanted[num:]):
-            found[num:] = grad.sum(dim=0, dtype=torch.promote_types(grad.dtype, torch.float32)).split(sizes[num:])
-        masters = [
-            part.to(dtype) if part is not None and needed else None
-            for part, dtype, needed in zip(found, ctx.dtypes, wanted, strict=True)
-        ]
-        return torch.mm(grad, weight) if ctx.needs_input_grad[0] else None, None, None, None, *masters
+            sums = grad.sum(dim=0, dtype=torch.promote_types(grad.dtype, torch.float32))
+            pieces += sums.split([master.shape[0] for master in masters[num:]])
+        for master, piece in zip(itertools.compress(masters, wanted), pieces, strict=True):
+            add_to_gradient(master, piece)
+        return torch.mm(grad, weight) if ctx.needs_input_grad[0] else None, None, None, None, *[None] * len(masters)
 
 
 class Gated(torch.autograd.Function):
@@ -113,7 +143,7 @@ class Attend(torch.autograd.Function):
 
 
 class Head(torch.autograd.Function):
-    """Hidden states -> log-probs and entropies of the targets, some tokens at a time: logits are made, and made again."""
+    """Hidden states -> log-probs and entropies of the targets, with logits of some tokens at a time."""
 
     @staticmethod
     def forward(
@@ -125,16 +155,23 @@ class Head(torch.autograd.Function):
         temperature: float,
         chunk_tokens: int,
         steps: Steps,
+        has_backward: bool,
     ) -> tuple[Tensor, Tensor]:
-        pieces = [
-            steps.score(torch.mm(part, weight.T), ids, temperature)
-            for part, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-        ]
+        """`has_backward`: whether logits are worth keeping."""
+        room = _KEPT_LOGIT_BYTES if has_backward else 0
+        kept: list[Tensor | None] = []
+        pieces: list[TokenScores] = []
+        for part, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+            logits = torch.mm(part, weight.T)
+            pieces.append(steps.score(logits, ids, temperature))
+            room -= logits.nbytes
+            kept.append(logits if room >= 0 else None)
         logprobs = torch.cat([piece.logprobs for piece in pieces])
         entropy = torch.cat([piece.entropy for piece in pieces])
         log_sums = torch.cat([piece.log_sums for piece in pieces])
         ctx.save_for_backward(hidden, weight, targets, logprobs, entropy, log_sums)
-        ctx.temperature, ctx.chunk_tokens, ctx.steps, ctx.dtype = temperature, chunk_tokens, steps, master.dtype
+        ctx.master, ctx.logits = master, kept
+        ctx.temperature, ctx.chunk_tokens, ctx.steps = temperature, chunk_tokens, steps
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -145,19 +182,20 @@ class Head(torch.autograd.Function):
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(scores[0])
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None
-        for start in range(0, len(hidden), ctx.chunk_tokens):
+        for number, start in enumerate(range(0, len(hidden), ctx.chunk_tokens)):
             part = slice(start, start + ctx.chunk_tokens)
             logprobs, entropy, log_sums = (score[part] for score in scores)
+            # The gradient is written over the logits: used once, they are gone.
+            logits, ctx.logits[number] = ctx.logits[number], None
             slopes = ctx.steps.score_backward(
                 grad_logprobs[part],
                 None if grad_entropy is None else grad_entropy[part],
-                torch.mm(hidden[part], weight.T),
+                torch.mm(hidden[part], weight.T) if logits is None else logits,
                 targets[part],
                 TokenScores(logprobs=logprobs, entropy=entropy, log_sums=log_sums),
                 ctx.temperature,
             )
             torch.mm(slopes, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight += torch.mm(slopes.T, hidden[part])
-        return grad_hidden, None, grad_weight, None, None, None, None
+            if ctx.needs_input_grad[2]:
+                add_to_gradient(ctx.master, torch.mm(slopes.T, hidden[part]))
+        return grad_hidden, *[None] * 7

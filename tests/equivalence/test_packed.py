@@ -1,0 +1,341 @@
+"""The packed path against transformers' own forward pass, one completion at a time: scores and gradients of all families."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tests.adapters import SPEC, adapted
+from tests.tiny_batches import (
+    CUTS,
+    TEMPERATURE,
+    WHOLE,
+    Cut,
+    gradient_of,
+    ragged_groups,
+    relative_error,
+    slow_entropy,
+    slow_logprobs,
+)
+from tests.unit.test_native_families import built, every_model
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from covey.batch import make_tokens
+from covey.models.lora import adapted_layers, adapter_state, frozen_copy
+from covey.models.packed import attention
+from covey.models.packed.decoder import packed_refusal
+from covey.models.policy import Policy, with_adapters
+from covey.models.scoring import CompletionScores, layers_checkpointed, plan_scoring, score_completions
+from covey.sampling import Sampling
+from covey.types import Group
+
+ALL_SCORED = [[0.0] * 5] * 3
+GROUPS = ragged_groups(ALL_SCORED)
+SOME = pytest.mark.parametrize("name", ["llama, tied, with biases", "qwen2, sliding, yarn", "gemma3"])
+
+
+def shaken(name: str, *, scale: float = 0.1) -> PreTrainedModel:
+    """Return a model of its own, norms and biases random as well."""
+    model = copy.deepcopy(built(name))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    embedding: Any = model.get_input_embeddings()
+    embedding.padding_idx = None  # As `load_policy` has it: no token's gradient is dropped.
+    return model
+
+
+def scored(
+    model: PreTrainedModel,
+    groups: list[Group],
+    *,
+    cut: Cut = WHOLE,
+    backward: Callable[[CompletionScores, list[int]], object] = lambda scores, rows: None,
+    sampling: Sampling = Sampling(temperature=TEMPERATURE),
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return log-probs and entropies [B, T] by `score_completions`; `backward` sees each micro-batch and its rows."""
+    tokens = make_tokens(groups)
+    logprobs = torch.zeros(tokens.completion_mask.shape, dtype=model.dtype)
+    entropy = torch.zeros_like(logprobs)
+    plan = plan_scoring(model, tokens, range(len(logprobs)), max_tokens=cut[0], max_shared_tokens=cut[1])
+    for packs in plan:
+        rows = [row for pack in packs for row in pack.rows]
+        scores = score_completions(model, tokens, packs, sampling=sampling, compute_dtype=torch.float32, **options)
+        logprobs[rows], entropy[rows] = scores.logprobs.detach(), scores.entropy.detach()
+        backward(scores, rows)
+    return logprobs, entropy
+
+
+def weights_of(groups: list[Group], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return random weights [B, T] of log-probs and entropies, 0 outside the mask: the loss is their weighted sum."""
+    generator, mask = torch.Generator().manual_seed(3), make_tokens(groups).completion_mask
+    both = torch.randn(2, *mask.shape, generator=generator, dtype=torch.float64).to(dtype) * mask
+    return both[0], both[1]
+
+
+def gradient(model: PreTrainedModel, *, has_entropy: bool = False, **options: Any) -> Tensor:
+    """Return the gradient of the weighted sum, all parameters in one vector."""
+    of_logprobs, of_entropy = weights_of(GROUPS, model.dtype)
+
+    def backward(scores: CompletionScores, rows: list[int]) -> None:
+        loss = (of_logprobs[rows] * scores.logprobs).sum()
+        (loss + (of_entropy[rows] * scores.entropy).sum() if has_entropy else loss).backward()
+
+    options |= {"entropy_gradient": has_entropy, "backward": backward}
+    return gradient_of(model, lambda: scored(model, GROUPS, **options))
+
+
+def slow_grids(model: PreTrainedModel, groups: list[Group]) -> tuple[Tensor, Tensor]:
+    """Return log-probs and entropies [B, T] from full logits, one completion at a time."""
+    logprobs, rows = slow_logprobs(model, groups), slow_entropy(model, groups)
+    width = logprobs.shape[1]
+    return logprobs, torch.stack([nn.functional.pad(row, (0, width - len(row))) for row in rows])
+
+
+def slow_gradient(model: PreTrainedModel, *, has_entropy: bool = False) -> Tensor:
+    of_logprobs, of_entropy = weights_of(GROUPS, model.dtype)
+    logprobs, entropy = slow_grids(model, GROUPS)
+    loss = (of_logprobs * logprobs).sum() + (of_entropy * entropy).sum() * has_entropy
+    return gradient_of(model, loss.backward)
+
+
+def assert_same_gradient(model: nn.Module, found: Tensor, expected: Tensor) -> None:
+    """Compare the gradient of every parameter that is trained."""
+    sizes = [weight.numel() for weight in model.parameters()]
+    for (name, weight), part, exact in zip(
+        model.named_parameters(), found.split(sizes), expected.split(sizes), strict=True
+    ):
+        if weight.requires_grad:
+            assert float(exact.norm()) > 0, name
+            assert relative_error(part, exact) < 1e-5, name
+
+
+@cache
+def model_of(name: str) -> PreTrainedModel:
+    """Shared by the tests that leave the weights alone."""
+    return shaken(name)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_TILE", 4)
+
+
+# --- Every family ----------------------------------------------------------------------------------------------------
+
+
+@every_model
+@torch.no_grad()
+def test_log_probs_and_entropies_are_those_of_transformers(name: str, small_tiles: None):
+    expected = slow_grids(model_of(name), GROUPS)
+    assert packed_refusal(model_of(name)) is None
+    for found, exact in zip(scored(model_of(name), GROUPS), expected, strict=True):
+        torch.testing.assert_close(found, exact, atol=5e-5, rtol=0)
+
+
+@every_model
+@pytest.mark.parametrize("has_entropy", [False, True], ids=["log-probs", "and entropies"])
+def test_the_gradient_of_every_parameter_is_that_of_transformers(name: str, has_entropy: bool, small_tiles: None):
+    model = model_of(name)
+    found = gradient(model, has_entropy=has_entropy)
+    assert_same_gradient(model, found, slow_gradient(model, has_entropy=has_entropy))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, sliding"])
+def test_sequences_longer_than_a_tile_are_scored_right(name: str):
+    lengths = ((131, 1, 260, 40), (3, 128, 129, 2))
+    groups = ragged_groups([[0.0] * 4] * 2, prompt_lengths=(140, 5), completion_lengths=lengths)
+    assert max(map(max, lengths)) > 2 * attention._TILE
+    model = model_of(name)
+    expected = slow_grids(model, groups)
+    of_logprobs, _ = weights_of(groups, torch.float32)
+    exact = gradient_of(model, (of_logprobs * expected[0]).sum().backward)
+
+    def backward(scores: CompletionScores, rows: list[int]) -> None:
+        (of_logprobs[rows] * scores.logprobs).sum().backward()
+
+    grids: list[tuple[Tensor, Tensor]] = []
+    found = gradient_of(model, lambda: grids.append(scored(model, groups, backward=backward)))
+    for grid, slow in zip(grids[0], expected, strict=True):
+        torch.testing.assert_close(grid, slow.detach(), atol=5e-5, rtol=0)
+    assert_same_gradient(model, found, exact)
+
+
+# --- However it is cut -----------------------------------------------------------------------------------------------
+
+
+@cache
+def whole_gradient64(name: str) -> Tensor:
+    return gradient(shaken(name).double(), has_entropy=True)
+
+
+@SOME
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_gradient_does_not_depend_on_packs_and_micro_batches(name: str, cut: Cut, small_tiles: None):
+    found = gradient(shaken(name).double(), has_entropy=True, cut=cut)
+    assert relative_error(found, whole_gradient64(name)) < 1e-10
+
+
+@SOME
+@pytest.mark.parametrize("chunk_tokens", [1, 7])
+def test_the_gradient_does_not_depend_on_the_chunks_of_the_head(name: str, chunk_tokens: int):
+    found = gradient(shaken(name).double(), has_entropy=True, chunk_tokens=chunk_tokens)
+    assert relative_error(found, whole_gradient64(name)) < 1e-10
+
+
+# --- Layers that are computed again ----------------------------------------------------------------------------------
+
+
+@every_model
+def test_checkpointed_layers_give_the_same_bits(name: str):
+    kept = gradient(model_of(name), has_entropy=True)
+    assert torch.equal(gradient(model_of(name), has_entropy=True, checkpoints_layers=True), kept)
+
+
+def num_kept(model: PreTrainedModel, *, checkpoints_layers: bool) -> int:
+    """Return how many numbers autograd keeps for the backward pass, besides what checkpoints hold."""
+    kept: list[int] = []
+
+    def note(saved: Tensor) -> Tensor:
+        kept.append(saved.numel())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        scored(model, GROUPS, checkpoints_layers=checkpoints_layers)
+    return sum(kept)
+
+
+@pytest.mark.parametrize("make", [lambda: model_of("llama"), lambda: gpt2_of_two_layers()], ids=["packed", "ordinary"])
+def test_checkpointed_layers_keep_less(make: Callable[[], PreTrainedModel]):
+    assert num_kept(make(), checkpoints_layers=True) < 0.5 * num_kept(make(), checkpoints_layers=False)
+
+
+def gpt2_of_two_layers() -> Any:
+    config = GPT2Config(vocab_size=264, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config).double().eval()
+
+
+@pytest.mark.parametrize("cut", [(64, 64), WHOLE, (4096, 0)], ids=str)
+def test_the_ordinary_path_gives_the_same_bits_with_checkpointed_layers(cut: Cut):
+    model = gpt2_of_two_layers()
+    assert packed_refusal(model) is not None
+    kept = gradient(model, has_entropy=True, cut=cut)
+    assert torch.equal(gradient(model, has_entropy=True, cut=cut, checkpoints_layers=True), kept)
+
+
+def test_only_layers_believe_that_they_are_in_training_and_only_for_the_forward_pass():
+    model = gpt2_of_two_layers()
+    with layers_checkpointed(model):
+        assert {name for name, module in model.named_modules() if module.training} == {"transformer.h.0", "transformer.h.1"}
+    assert not any(module.training for module in model.modules())
+    assert not model.is_gradient_checkpointing
+
+
+# --- Models that are refused -----------------------------------------------------------------------------------------
+
+
+def add_bias(layer: nn.Linear) -> None:
+    layer.bias = nn.Parameter(torch.randn(layer.out_features, generator=torch.Generator().manual_seed(0)))
+
+
+def with_one_bias() -> PreTrainedModel:
+    model: Any = shaken("llama")
+    add_bias(model.model.layers[1].self_attn.k_proj)
+    return model
+
+
+def with_head_bias() -> PreTrainedModel:
+    model: Any = shaken("llama")
+    add_bias(model.lm_head)
+    return model
+
+
+@pytest.mark.parametrize("make", [gpt2_of_two_layers, with_one_bias, with_head_bias])
+@torch.no_grad()
+def test_a_model_that_is_refused_takes_the_ordinary_path_and_is_scored_right(make: Callable[[], PreTrainedModel]):
+    model = make()
+    assert packed_refusal(model) is not None
+    for found, exact in zip(scored(model, GROUPS), slow_grids(model, GROUPS), strict=True):
+        torch.testing.assert_close(found, exact, atol=5e-5, rtol=0)
+
+
+# --- Adapters --------------------------------------------------------------------------------------------------------
+
+ADAPTED = pytest.mark.parametrize("name", ["llama, tied, with biases", "qwen3", "gemma3"])
+SOME_LAYERS = dataclasses.replace(SPEC, targets=("k_proj", "gate_proj", "down_proj"))
+
+
+def adapted_of(name: str, policy: Policy, *, spec: Any = SPEC) -> PreTrainedModel:
+    return adapted(dataclasses.replace(policy, model=model_of(name)), spec=spec).model
+
+
+@ADAPTED
+@pytest.mark.parametrize("spec", [SPEC, SOME_LAYERS], ids=["all layers", "some layers"])
+def test_with_adapters_scores_and_gradients_are_those_of_pefts_own_modules(name: str, spec: Any, shared_tiny_policy: Policy):
+    model = adapted_of(name, shared_tiny_policy, spec=spec)
+    assert packed_refusal(model) is None
+    with torch.no_grad():
+        for found, exact in zip(scored(model, GROUPS), slow_grids(model, GROUPS), strict=True):
+            torch.testing.assert_close(found, exact, atol=5e-5, rtol=0)
+    assert_same_gradient(model, gradient(model), slow_gradient(model))
+
+
+@ADAPTED
+@pytest.mark.parametrize("checkpoints_layers", [False, True])
+def test_only_adapters_get_a_gradient(name: str, checkpoints_layers: bool, shared_tiny_policy: Policy):
+    model = adapted_of(name, shared_tiny_policy)
+    scores: list[CompletionScores] = []
+    scored(model, GROUPS, backward=lambda found, rows: scores.append(found), checkpoints_layers=checkpoints_layers)
+    scores[0].logprobs.square().sum().backward()
+    with_gradient = {id(weight) for weight in model.parameters() if weight.grad is not None}
+    assert with_gradient == {id(weight) for weight in adapter_state(model).values()}
+
+
+@ADAPTED
+@torch.no_grad()
+def test_without_its_adapters_a_model_is_scored_as_the_base(name: str, shared_tiny_policy: Policy):
+    base = frozen_copy(adapted_of(name, shared_tiny_policy), adapters_on=False)
+    for found, exact in zip(scored(base, GROUPS), scored(model_of(name), GROUPS), strict=True):
+        assert torch.equal(found, exact)
+
+
+@torch.no_grad()
+def test_adapters_that_are_switched_off_and_on_are_seen_at_once(shared_tiny_policy: Policy):
+    model = adapted_of("qwen3", shared_tiny_policy)
+    on, _ = scored(model, GROUPS)
+    off, _ = scored(model_of("qwen3"), GROUPS)
+    assert float((on - off).abs().max()) > 0.1
+    for expected, state in ((off, False), (on, True)):
+        for layer in adapted_layers(model).values():
+            layer.enable_adapters(state)
+        assert torch.equal(scored(model, GROUPS)[0], expected)
+
+
+@torch.no_grad()
+def test_adapters_that_change_are_seen_at_once(shared_tiny_policy: Policy):
+    model = adapted_of("qwen3", shared_tiny_policy)
+    scored(model, GROUPS)
+    for weight in adapter_state(model).values():
+        weight.data.mul_(1.5)
+    torch.testing.assert_close(scored(model, GROUPS)[0], slow_logprobs(model, GROUPS), atol=5e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.xfail(strict=True, reason="bug: the copies of the weights remember the projections of before the adapters")
+def test_adapters_that_are_attached_to_a_model_that_was_scored_are_seen(shared_tiny_policy: Policy):
+    policy = dataclasses.replace(shared_tiny_policy, model=shaken("qwen3"))
+    scored(policy.model, GROUPS)
+    model = with_adapters(policy, SPEC, start="", seed=0).model
+    for weight in adapter_state(model).values():
+        weight.add_(0.1)
+    torch.testing.assert_close(scored(model, GROUPS)[0], slow_logprobs(model, GROUPS), atol=5e-5, rtol=0)
