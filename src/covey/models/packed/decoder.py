@@ -29,6 +29,9 @@ def packed_refusal(model: PreTrainedModel) -> str | None:
         linears: list[Any] = [plain_linear(part) for part in parts]
         if len({linear.bias is None for linear in linears}) > 1:
             return f"some projections of {name} have a bias, and others have none"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
+            return f"{name or 'it'} has hooks or a forward of its own, which only the ordinary path calls"
     head: Any = model.get_output_embeddings()
     return "its output head has a bias" if head.bias is not None else None
 
