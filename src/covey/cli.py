@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from covey.tuning import start_tuned
 from covey.types import CoveyError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from covey.models.policy import Policy
 
 EXIT_WRONG_INPUT, EXIT_STOPPED = 2, 75
+_TUNED = {"train", "plan", "evaluate"}
+"""Commands that compute for long enough to be worth a start with other settings."""
 
 app = typer.Typer(
     name="covey",
@@ -39,6 +42,8 @@ ModelArgument = Annotated[str, typer.Argument(help="Bundled name, local director
 
 def main() -> None:
     """Run the command line; an error that the user can act on is printed without a traceback."""
+    if _TUNED & set(sys.argv[1:2]):
+        start_tuned()
     try:
         app()
     except CoveyError as error:

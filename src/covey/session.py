@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,7 @@ from covey.rewards.base import Reward, Rewarder
 from covey.rollout import RolloutSpec
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
+from covey.tuning import settings_in_force
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,6 +289,7 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder,
         "machine": describe_machine(),
         "versions": versions,
         "num_threads": torch.get_num_threads(),
+        "settings": settings_in_force(os.environ),
         "num_ranks": ranks.count,
         "compute_dtype": str(policy.compute_dtype).removeprefix("torch."),
         "model": identity,

@@ -133,7 +133,9 @@ def test_chat_takes_a_run_directory(directory: Path) -> None:
 
 def test_what_a_model_says_cannot_steer_the_terminal(directory: Path) -> None:
     """The tiny model draws from all 256 bytes: among 300 of them there are about 30 control characters."""
-    options = ["--temperature", "1", "--max-new-tokens", "300", "--prompt", "one", "--prompt", "two"]
+    options = ["--temperature", "1", "--max-new-tokens", "300"]
+    for question in "abcdefgh":
+        options += ["--prompt", question]
     out = covey("chat", "tiny", *options, directory=directory).out
     assert len(out) > 200
     assert [character for character in out if not character.isprintable() and character not in "\n\t"] == []

@@ -118,5 +118,8 @@ def _merged_by_hand(policy: Policy, plain: Policy) -> Any:
 
 def test_the_native_engine_refuses_to_serve_adapters_unmerged(shared_tiny_policy: Policy):
     policy = policy_of(shared_tiny_policy, WAYS["transformers, unmerged"])
-    with pytest.raises(CoveyError, match=r"merged into the weights only \(lora\.sampling='merged'\)\. Use the transformers engine"):
+    with pytest.raises(
+        CoveyError,
+        match=r"its adapters are not merged into the weights \(lora\.sampling='merged'\)\. Use the transformers engine",
+    ):
         NativeEngine(policy)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from tests.adapters import SPEC, adapted
 from tests.tiny_batches import (
     CUTS,
     TEMPERATURE,
@@ -27,16 +25,15 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from covey.batch import make_tokens
-from covey.models.lora import adapted_layers, adapter_state, frozen_copy
+from covey.models.families import FAMILIES
 from covey.models.packed import attention
 from covey.models.packed.decoder import packed_refusal
-from covey.models.policy import Policy, with_adapters
 from covey.models.scoring import CompletionScores, layers_checkpointed, plan_scoring, score_completions
 from covey.sampling import Sampling
 from covey.types import Group
 
-ALL_SCORED = [[0.0] * 5] * 3
-GROUPS = ragged_groups(ALL_SCORED)
+GROUPS = ragged_groups([[0.0] * 5] * 3)
+PLAIN = Sampling(temperature=TEMPERATURE)
 SOME = pytest.mark.parametrize("name", ["llama, tied, with biases", "qwen2, sliding, yarn", "gemma3"])
 
 
@@ -52,13 +49,32 @@ def shaken(name: str, *, scale: float = 0.1) -> PreTrainedModel:
     return model
 
 
+class Norm64(nn.Module):
+    """The norm without the rounding to float32 inside that transformers' own have."""
+
+    def __init__(self, norm: Any, offset: float):
+        super().__init__()
+        self.weight, self.offset = norm.weight, offset
+        self.eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.square().mean(dim=-1, keepdim=True) + self.eps).sqrt() * (self.weight + self.offset)
+
+
+def in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model, in float64 throughout."""
+    for name, module in list(model.double().named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            model.set_submodule(name, Norm64(module, FAMILIES[model.config.model_type].norm_offset))
+    return model
+
+
 def scored(
     model: PreTrainedModel,
     groups: list[Group],
     *,
     cut: Cut = WHOLE,
     backward: Callable[[CompletionScores, list[int]], object] = lambda scores, rows: None,
-    sampling: Sampling = Sampling(temperature=TEMPERATURE),
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probs and entropies [B, T] by `score_completions`; `backward` sees each micro-batch and its rows."""
@@ -68,7 +84,7 @@ def scored(
     plan = plan_scoring(model, tokens, range(len(logprobs)), max_tokens=cut[0], max_shared_tokens=cut[1])
     for packs in plan:
         rows = [row for pack in packs for row in pack.rows]
-        scores = score_completions(model, tokens, packs, sampling=sampling, compute_dtype=torch.float32, **options)
+        scores = score_completions(model, tokens, packs, sampling=PLAIN, compute_dtype=torch.float32, **options)
         logprobs[rows], entropy[rows] = scores.logprobs.detach(), scores.entropy.detach()
         backward(scores, rows)
     return logprobs, entropy
@@ -107,15 +123,16 @@ def slow_gradient(model: PreTrainedModel, *, has_entropy: bool = False) -> Tenso
     return gradient_of(model, loss.backward)
 
 
-def assert_same_gradient(model: nn.Module, found: Tensor, expected: Tensor) -> None:
-    """Compare the gradient of every parameter that is trained."""
+def assert_same_gradient(model: nn.Module, found: Tensor, expected: Tensor, *, bound: float = 2e-5) -> None:
+    """Compare the gradient of every parameter that is trained.
+
+    In float32 these models, which are sharper than real ones, are up to 1.5e-5 from float64 on either path.
+    """
     sizes = [weight.numel() for weight in model.parameters()]
-    for (name, weight), part, exact in zip(
-        model.named_parameters(), found.split(sizes), expected.split(sizes), strict=True
-    ):
+    for (name, weight), part, exact in zip(model.named_parameters(), found.split(sizes), expected.split(sizes), strict=True):
         if weight.requires_grad:
             assert float(exact.norm()) > 0, name
-            assert relative_error(part, exact) < 1e-5, name
+            assert relative_error(part, exact) < bound, name
 
 
 @cache
@@ -144,9 +161,15 @@ def test_log_probs_and_entropies_are_those_of_transformers(name: str, small_tile
 @every_model
 @pytest.mark.parametrize("has_entropy", [False, True], ids=["log-probs", "and entropies"])
 def test_the_gradient_of_every_parameter_is_that_of_transformers(name: str, has_entropy: bool, small_tiles: None):
+    model = in_float64(shaken(name))
+    found, exact = gradient(model, has_entropy=has_entropy), slow_gradient(model, has_entropy=has_entropy)
+    assert_same_gradient(model, found, exact, bound=1e-10)
+
+
+@every_model
+def test_in_float32_the_gradient_is_that_of_transformers_to_float32_precision(name: str):
     model = model_of(name)
-    found = gradient(model, has_entropy=has_entropy)
-    assert_same_gradient(model, found, slow_gradient(model, has_entropy=has_entropy))
+    assert_same_gradient(model, gradient(model, has_entropy=True), slow_gradient(model, has_entropy=True))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral, sliding"])
@@ -238,7 +261,7 @@ def test_only_layers_believe_that_they_are_in_training_and_only_for_the_forward_
     with layers_checkpointed(model):
         assert {name for name, module in model.named_modules() if module.training} == {"transformer.h.0", "transformer.h.1"}
     assert not any(module.training for module in model.modules())
-    assert not model.is_gradient_checkpointing
+    assert not any(module.gradient_checkpointing for module in model.transformer.h)
 
 
 # --- Models that are refused -----------------------------------------------------------------------------------------
@@ -267,75 +290,3 @@ def test_a_model_that_is_refused_takes_the_ordinary_path_and_is_scored_right(mak
     assert packed_refusal(model) is not None
     for found, exact in zip(scored(model, GROUPS), slow_grids(model, GROUPS), strict=True):
         torch.testing.assert_close(found, exact, atol=5e-5, rtol=0)
-
-
-# --- Adapters --------------------------------------------------------------------------------------------------------
-
-ADAPTED = pytest.mark.parametrize("name", ["llama, tied, with biases", "qwen3", "gemma3"])
-SOME_LAYERS = dataclasses.replace(SPEC, targets=("k_proj", "gate_proj", "down_proj"))
-
-
-def adapted_of(name: str, policy: Policy, *, spec: Any = SPEC) -> PreTrainedModel:
-    return adapted(dataclasses.replace(policy, model=model_of(name)), spec=spec).model
-
-
-@ADAPTED
-@pytest.mark.parametrize("spec", [SPEC, SOME_LAYERS], ids=["all layers", "some layers"])
-def test_with_adapters_scores_and_gradients_are_those_of_pefts_own_modules(name: str, spec: Any, shared_tiny_policy: Policy):
-    model = adapted_of(name, shared_tiny_policy, spec=spec)
-    assert packed_refusal(model) is None
-    with torch.no_grad():
-        for found, exact in zip(scored(model, GROUPS), slow_grids(model, GROUPS), strict=True):
-            torch.testing.assert_close(found, exact, atol=5e-5, rtol=0)
-    assert_same_gradient(model, gradient(model), slow_gradient(model))
-
-
-@ADAPTED
-@pytest.mark.parametrize("checkpoints_layers", [False, True])
-def test_only_adapters_get_a_gradient(name: str, checkpoints_layers: bool, shared_tiny_policy: Policy):
-    model = adapted_of(name, shared_tiny_policy)
-    scores: list[CompletionScores] = []
-    scored(model, GROUPS, backward=lambda found, rows: scores.append(found), checkpoints_layers=checkpoints_layers)
-    scores[0].logprobs.square().sum().backward()
-    with_gradient = {id(weight) for weight in model.parameters() if weight.grad is not None}
-    assert with_gradient == {id(weight) for weight in adapter_state(model).values()}
-
-
-@ADAPTED
-@torch.no_grad()
-def test_without_its_adapters_a_model_is_scored_as_the_base(name: str, shared_tiny_policy: Policy):
-    base = frozen_copy(adapted_of(name, shared_tiny_policy), adapters_on=False)
-    for found, exact in zip(scored(base, GROUPS), scored(model_of(name), GROUPS), strict=True):
-        assert torch.equal(found, exact)
-
-
-@torch.no_grad()
-def test_adapters_that_are_switched_off_and_on_are_seen_at_once(shared_tiny_policy: Policy):
-    model = adapted_of("qwen3", shared_tiny_policy)
-    on, _ = scored(model, GROUPS)
-    off, _ = scored(model_of("qwen3"), GROUPS)
-    assert float((on - off).abs().max()) > 0.1
-    for expected, state in ((off, False), (on, True)):
-        for layer in adapted_layers(model).values():
-            layer.enable_adapters(state)
-        assert torch.equal(scored(model, GROUPS)[0], expected)
-
-
-@torch.no_grad()
-def test_adapters_that_change_are_seen_at_once(shared_tiny_policy: Policy):
-    model = adapted_of("qwen3", shared_tiny_policy)
-    scored(model, GROUPS)
-    for weight in adapter_state(model).values():
-        weight.data.mul_(1.5)
-    torch.testing.assert_close(scored(model, GROUPS)[0], slow_logprobs(model, GROUPS), atol=5e-5, rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="bug: the copies of the weights remember the projections of before the adapters")
-def test_adapters_that_are_attached_to_a_model_that_was_scored_are_seen(shared_tiny_policy: Policy):
-    policy = dataclasses.replace(shared_tiny_policy, model=shaken("qwen3"))
-    scored(policy.model, GROUPS)
-    model = with_adapters(policy, SPEC, start="", seed=0).model
-    for weight in adapter_state(model).values():
-        weight.add_(0.1)
-    torch.testing.assert_close(scored(model, GROUPS)[0], slow_logprobs(model, GROUPS), atol=5e-5, rtol=0)

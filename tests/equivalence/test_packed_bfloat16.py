@@ -128,9 +128,7 @@ def test_a_model_in_bfloat16_is_close_to_the_same_in_float32(kernels: None, mode
 
 
 @every_whole_model
-def test_without_kernels_a_model_gives_close_results(
-    kernels: None, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_kernels_a_model_gives_close_results(kernels: None, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch):
     logprobs, entropy, gradient = scores_and_gradient(model, BF16)
     monkeypatch.setenv("COVEY_NO_KERNELS", "1")
     other_logprobs, other_entropy, other_gradient = scores_and_gradient(model, BF16)

@@ -94,9 +94,7 @@ def test_a_model_that_is_packed_computes_each_prompt_once_where_a_group_fits(
     shared_tiny_policy: Policy, max_shared_tokens: int
 ):
     """`max_shared_tokens` bounds a mask that grows with its square, which these models do without."""
-    plan = plan_scoring(
-        shared_tiny_policy.model, TOKENS, ROWS, max_tokens=LONGEST_GROUP, max_shared_tokens=max_shared_tokens
-    )
+    plan = plan_scoring(shared_tiny_policy.model, TOKENS, ROWS, max_tokens=LONGEST_GROUP, max_shared_tokens=max_shared_tokens)
     assert rows_of(plan) == [[tuple(range(start, start + 5))] for start in (0, 5, 10)]
 
 

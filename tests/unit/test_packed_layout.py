@@ -105,7 +105,10 @@ def test_every_completion_token_is_wanted_once_where_the_token_before_it_lies(le
 def test_every_token_that_predicts_something_lies_there_once(lengths: list[tuple[int, list[int]]]):
     groups = numbered(lengths)
     expected = [
-        token for prompt, rows in groups for piece in (prompt, *(row[: max(len(row) - 1, 0)] for row in rows)) for token in piece
+        token
+        for prompt, rows in groups
+        for piece in (prompt, *(row[: max(len(row) - 1, 0)] for row in rows))
+        for token in piece
     ]
     assert pack_layout(groups).token_ids.tolist() == [int(token) for token in expected]
 

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from tests.digits import SMALL, digest, digit_share, leave_out_slow_parts, num_timed_steps, train_digits
 
 from covey.api import Run
+from covey.engines.native.engine import NativeEngine
+from covey.engines.transformers import TransformersEngine
+from covey.models.policy import Policy
 from covey.monitor.run_directory import ENV_KEYS, EVAL_COLUMNS, EVAL_KEYS, ROLLOUT_COLUMNS, TIMING_KEYS, read_jsonl, read_rows
 from covey.train import Clock, is_due
 from covey.types import CoveyError, Score
@@ -272,15 +275,20 @@ def test_the_report_stands_at_the_end(directory: Path, monkeypatch: pytest.Monke
 # Small parts
 
 
-def test_the_engine_must_serve_what_was_trained(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_nothing(self: object, policy: object, version: int) -> None:
-        pass
+@pytest.mark.parametrize("engine", [NativeEngine, TransformersEngine])
+def test_the_engine_must_serve_what_was_trained(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, engine: type[NativeEngine | TransformersEngine]
+) -> None:
+    load_weights = engine.load_weights
 
-    from covey.engines.transformers import TransformersEngine
+    def load_the_first_only(self: Any, policy: Policy, version: int) -> None:
+        if version == 0:
+            load_weights(self, policy, version)
 
-    monkeypatch.setattr(TransformersEngine, "load_weights", load_nothing)
+    monkeypatch.setattr(engine, "load_weights", load_the_first_only)
+    name = "native" if engine is NativeEngine else "transformers"
     with pytest.raises(CoveyError, match="does not serve policy version 1"):
-        train_digits(directory, "stale", num_steps=2)
+        train_digits(directory, f"stale-{name}", num_steps=2, engine__name=name)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -88,20 +87,6 @@ def test_the_gradient_of_add_norm_is_that_of_torch(kernels: KernelSteps, num_row
     assert torch.equal(grad_rounded, grad.to(BF16))
 
 
-def test_the_gradient_of_add_norm_in_torch_is_that_of_autograd():
-    x, branch = (noise(NUM_ROWS, WIDTH, seed=seed).double().requires_grad_() for seed in (0, 1))
-    gain = noise(WIDTH, seed=2).double().requires_grad_()
-    grad_sum, grad_normed = (noise(NUM_ROWS, WIDTH, seed=seed).double() for seed in (3, 4))
-    total = x + branch
-    normed = total / (total.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * gain
-    exact = torch.autograd.grad((grad_sum * total + grad_normed * normed).sum(), (x, branch, gain))
-    steps = TorchSteps(torch.float64)
-    for found, expected in zip(
-        steps.add_norm_backward(grad_sum, grad_normed, total.detach(), gain.detach(), 1e-5), exact, strict=True
-    ):
-        assert_close(found, expected, 1e-12)
-
-
 # --- Gates -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +160,12 @@ def slow_scores(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Te
     return logprobs.gather(1, targets[:, None])[:, 0], entropy, scaled.logsumexp(dim=1)
 
 
+def parts_of(scores: TokenScores) -> tuple[Tensor, Tensor, Tensor]:
+    return scores.logprobs, scores.entropy, scores.log_sums
+
+
 def assert_scores(found: TokenScores, exact: tuple[Tensor, Tensor, Tensor]) -> None:
-    for part, expected in zip((found.logprobs, found.entropy, found.log_sums), exact, strict=True):
+    for part, expected in zip(parts_of(found), exact, strict=True):
         torch.testing.assert_close(part.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -184,9 +173,7 @@ def assert_scores(found: TokenScores, exact: tuple[Tensor, Tensor, Tensor]) -> N
 @every_temperature
 def test_log_probs_and_entropies_are_those_of_the_formula(kernels: KernelSteps, vocab_size: int, temperature: float):
     logits, targets = logits_and_targets(vocab_size)
-    exact = slow_scores(logits, targets, temperature)
-    assert_scores(kernels.score(logits, targets, temperature), exact)
-    assert_scores(EXACT.score(logits.float(), targets, temperature), exact)
+    assert_scores(kernels.score(logits, targets, temperature), slow_scores(logits, targets, temperature))
 
 
 def test_large_logits_lose_nothing(kernels: KernelSteps):
@@ -227,12 +214,9 @@ def test_the_gradient_of_the_logits_is_that_of_autograd(
 ):
     logits, targets = logits_and_targets(vocab_size)
     grads = (noise(20, seed=2), noise(20, seed=3) if has_entropy else None)
-    exact = slow_gradient(logits, targets, temperature, *grads)
-    in_torch = EXACT.score_backward(*grads, logits.float(), targets, EXACT.score(logits.float(), targets, temperature), temperature)
     scores = kernels.score(logits, targets, temperature)
     found = kernels.score_backward(*grads, logits.clone(), targets, scores, temperature)
-    # A vocabulary of one token: the gradient is 0, up to rounding.
-    torch.testing.assert_close(in_torch.double(), exact, atol=1e-5, rtol=0)
+    exact = slow_gradient(logits, targets, temperature, *grads)
     torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=2.0**-8)
 
 
@@ -256,7 +240,8 @@ def test_logits_that_are_not_finite_give_log_probs_that_are_not_either(kernels: 
 
 # --- Attention -------------------------------------------------------------------------------------------------------
 
-LENGTHS = {
+Lengths = Sequence[tuple[int, Sequence[int]]]
+LENGTHS: dict[str, Lengths] = {
     "short": [(9, (1, 0, 5, 12)), (4, (7,)), (1, (2, 1)), (16, ())],
     "longer than a tile": [(70, (150, 1, 33, 65)), (130, (2, 300)), (64, (64, 0, 129))],
 }
@@ -265,7 +250,7 @@ every_window = pytest.mark.parametrize("window", [0, 7])
 every_shape = pytest.mark.parametrize("sizes", [(9, 3, 64), (4, 1, 128), (2, 2, 96), (8, 1, 32)], ids=str)
 
 
-def layout_of(lengths: list[tuple[int, tuple[int, ...]]]) -> PackedLayout:
+def layout_of(lengths: Lengths) -> PackedLayout:
     zeros = torch.zeros(1000, dtype=torch.long)
     return pack_layout([(zeros[:prompt], [zeros[:length] for length in rows]) for prompt, rows in lengths])
 
@@ -286,7 +271,7 @@ def heads_and_gradient(layout: PackedLayout, shape: AttentionShape) -> tuple[Ten
 @every_shape
 @every_window
 @every_length
-def test_attention_is_that_of_torch(kernels: KernelSteps, sizes: tuple[int, int, int], window: int, lengths: Any):
+def test_attention_is_that_of_torch(kernels: KernelSteps, sizes: tuple[int, int, int], window: int, lengths: Lengths):
     layout, shape = layout_of(lengths), shape_of(sizes, window)
     heads, _ = heads_and_gradient(layout, shape)
     out, log_sums = kernels.attend(heads, layout.spans, layout.offsets(), shape)
@@ -299,7 +284,9 @@ def test_attention_is_that_of_torch(kernels: KernelSteps, sizes: tuple[int, int,
 @every_shape
 @every_window
 @every_length
-def test_the_gradient_of_attention_is_that_of_torch(kernels: KernelSteps, sizes: tuple[int, int, int], window: int, lengths: Any):
+def test_the_gradient_of_attention_is_that_of_torch(
+    kernels: KernelSteps, sizes: tuple[int, int, int], window: int, lengths: Lengths
+):
     layout, shape = layout_of(lengths), shape_of(sizes, window)
     heads, grad = heads_and_gradient(layout, shape)
     arguments = (layout.spans, layout.offsets(), shape)

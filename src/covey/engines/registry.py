@@ -17,7 +17,9 @@ def fastest_engine(policy: Policy, **options: Any) -> Engine:
     if reason is None:
         return NativeEngine(policy, **options)
     engine = TransformersEngine(policy, **options)
-    engine.note = f"transformers engine, because the native one cannot serve this: {reason}. Sampling is 2 to 5 times slower"
+    engine.note = (
+        f"transformers engine, because the native one cannot serve this model: {reason}. Sampling is 2 to 5 times slower"
+    )
     return engine
 
 

@@ -21,6 +21,7 @@ from covey.types import CoveyError
 SCHEMA_VERSION = 1
 ENV_KEYS = (
     *("schema_version", "covey_version", "name", "created_at", "command", "machine", "versions", "num_threads", "num_ranks"),
+    *("settings", "micro_batch_tokens"),
     *("compute_dtype", "model", "reference", "has_gold", "task", "algorithm", "formula"),
 )
 TIMING_KEYS = (

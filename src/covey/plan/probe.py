@@ -33,8 +33,10 @@ from covey.self_checks import load_and_prove_weights
 from covey.tensors import Batch, Scores, Tokens
 from covey.types import Completion, Group, Message, Prompt, Rollout, Score
 
-# A part of the probe may take about so long; with four parts that is what a user waits for.
+# A decoding part of the probe may take about so long.
 _PART_S = 0.4
+# The bare products of the larger pass: with fewer tokens, what any pass costs would hide what a token costs.
+_PASS_S = 1.0
 _NUM_SAMPLED = 8
 _NUM_STEPS = 5
 _LONGER_CONTEXT = 256
@@ -215,7 +217,7 @@ def probe_training(recipe: Recipe, policy: Policy, sizes: ModelSizes, shape: Sha
     head_s = head_token_s(policy.model, policy.compute_dtype, num_tokens=_HEAD_TOKENS)
     processor_frac = share.frac
 
-    num_tokens = min(_MOST_TOKENS, max(4 * _SMALL_TOKENS, int(_PART_S / (full_body_s + head_s))))
+    num_tokens = min(_MOST_TOKENS, max(4 * _SMALL_TOKENS, int(_PASS_S / (full_body_s + head_s))))
     many = large_group(prompt, num_tokens, recipe.train.group_size, policy, max_new_tokens=shape.max_new_tokens)
     large, large_bytes = timed_pass(recipe, learner, many)
     body_s = body_token_s(policy.model, policy.compute_dtype, num_tokens=large.num_inputs)

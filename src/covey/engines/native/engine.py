@@ -36,7 +36,7 @@ _MIN_SAVED_TOKENS = 32
 def refusal(policy: Policy) -> str | None:
     """Return why the native engine cannot serve a policy, None if it can."""
     if policy.adapters is not None and not policy.adapters.is_merged:
-        return "it serves adapters merged into the weights only (lora.sampling='merged')"
+        return "its adapters are not merged into the weights (lora.sampling='merged')"
     return unsupported_reason(policy.model, allows_adapters=True)
 
 
@@ -57,7 +57,7 @@ class NativeEngine:
             CoveyError: the model's decoder is none that this engine knows.
         """
         if reason := refusal(policy):
-            raise CoveyError(f"the native engine cannot serve this: {reason}. Use the transformers engine")
+            raise CoveyError(f"the native engine cannot serve this model: {reason}. Use the transformers engine")
         self._weights = ServedWeights(policy.model, policy.compute_dtype)
         self._ops, self.note = choose_ops(self._weights.architecture, policy.compute_dtype)
         self._stop_ids = policy.stop_ids
