@@ -32,14 +32,14 @@ def test_adapters_that_are_merged_are_served_by_the_native_engine(shared_tiny_po
 def test_another_family_is_served_by_transformers_and_the_note_says_why(shared_tiny_policy: Policy):
     engine = fastest_engine(gpt2_policy(shared_tiny_policy))
     assert isinstance(engine, TransformersEngine)
-    assert engine.note.startswith("transformers engine, because the native one cannot serve this: gpt2 models have no row")
+    assert engine.note.startswith("transformers engine, because the native one cannot serve this model: gpt2 models have no row")
     assert engine.note.endswith("Sampling is 2 to 5 times slower")
 
 
 def test_adapters_beside_the_weights_are_served_by_transformers_and_the_note_names_the_option(shared_tiny_policy: Policy):
     engine = fastest_engine(adapted(shared_tiny_policy, spec=SIDE_BY_SIDE))
     assert isinstance(engine, TransformersEngine)
-    assert "adapters merged into the weights only (lora.sampling='merged')" in engine.note
+    assert "its adapters are not merged into the weights (lora.sampling='merged')" in engine.note
 
 
 def test_a_transformers_engine_that_was_asked_for_has_nothing_to_say(shared_tiny_policy: Policy):

@@ -183,6 +183,34 @@ def test_a_model_that_cannot_be_packed_is_refused_with_the_reason(make: Callable
     assert reason in str(packed_refusal(make()))
 
 
+def own_forward(model: Any) -> None:
+    layer = model.model.layers[1]
+    layer.forward = layer.forward
+
+
+# What the packed path never calls.
+HOOKS: dict[str, Callable[[Any], object]] = {
+    "before": lambda model: model.model.layers[1].mlp.register_forward_pre_hook(lambda module, inputs: None),
+    "behind": lambda model: model.model.norm.register_forward_hook(lambda module, inputs, output: None),
+    "on the model": lambda model: model.register_forward_hook(lambda module, inputs, output: None),
+    "backward": lambda model: model.model.layers[0].register_full_backward_hook(lambda module, inputs, output: None),
+    "a forward of its own": own_forward,
+}
+
+
+@pytest.mark.parametrize("add", HOOKS.values(), ids=HOOKS)
+def test_a_model_with_hooks_is_refused(add: Callable[[Any], object]):
+    model = copy.deepcopy(built("llama"))
+    add(model)
+    assert "hooks or a forward of its own, which only the ordinary path calls" in str(packed_refusal(model))
+
+
+def test_a_model_whose_hooks_are_gone_is_packed_again():
+    model: Any = copy.deepcopy(built("llama"))
+    model.model.norm.register_forward_hook(lambda module, inputs, output: None).remove()
+    assert packed_refusal(model) is None
+
+
 def test_low_rank_adapters_are_allowed_where_they_are_asked_for_alone(shared_tiny_policy: Policy):
     model = adapted(shared_tiny_policy).model
     assert packed_refusal(model) is None
