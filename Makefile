@@ -48,7 +48,7 @@ mutants: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
-## The shipped recipe with three seeds: about half an hour on two quiet cores.
+## The shipped recipe with three seeds: about twenty minutes on two quiet cores.
 bench: $(VENV)/.base
 	$(BIN)/python benchmarks/main_job.py
 

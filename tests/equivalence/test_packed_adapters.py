@@ -86,7 +86,6 @@ def test_adapters_that_change_are_seen_at_once(shared_tiny_policy: Policy):
 
 
 @torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="bug: the copies of the weights remember the projections of before the adapters")
 def test_adapters_that_are_attached_to_a_model_that_was_scored_are_seen(shared_tiny_policy: Policy):
     policy = dataclasses.replace(shared_tiny_policy, model=shaken("qwen3"))
     scored(policy.model, GROUPS)

@@ -32,7 +32,9 @@ def test_adapters_that_are_merged_are_served_by_the_native_engine(shared_tiny_po
 def test_another_family_is_served_by_transformers_and_the_note_says_why(shared_tiny_policy: Policy):
     engine = fastest_engine(gpt2_policy(shared_tiny_policy))
     assert isinstance(engine, TransformersEngine)
-    assert engine.note.startswith("transformers engine, because the native one cannot serve this model: gpt2 models have no row")
+    assert engine.note.startswith(
+        "transformers engine, because the native one cannot serve this model: gpt2 models have no row"
+    )
     assert engine.note.endswith("Sampling is 2 to 5 times slower")
 
 

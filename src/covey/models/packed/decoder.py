@@ -48,9 +48,9 @@ class PackedForward:
         self.weights: ComputeWeights = compute_weights(model, dtype)
         self.layout = layout
         self.offsets = layout.offsets()
-        self.steps = choose_steps(self.weights.architecture, dtype)
         self.checkpoints_layers = checkpoints_layers
         residual_dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        self.steps = choose_steps(self.weights.architecture, dtype, residual_dtype=residual_dtype)
         self.rotations = {
             kind: rotation(rope, layout.positions, residual_dtype) for kind, rope in self.weights.architecture.ropes.items()
         }

@@ -8,7 +8,6 @@ tokens, V vocabulary.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -87,14 +86,15 @@ class Linear(torch.autograd.Function):
         [grad] = grads
         x, weight = ctx.saved_tensors
         masters, wanted, num = ctx.masters, ctx.needs_input_grad[4:], ctx.num_weights
-        pieces: list[Tensor] = []
+        pieces: list[Tensor | None] = [None] * len(masters)
         if any(wanted[:num]):
-            pieces += torch.mm(grad.T, x).split([master.shape[0] for master in masters[:num]])
+            pieces[:num] = torch.mm(grad.T, x).split([master.shape[0] for master in masters[:num]])
         if any(wanted[num:]):
             sums = grad.sum(dim=0, dtype=torch.promote_types(grad.dtype, torch.float32))
-            pieces += sums.split([master.shape[0] for master in masters[num:]])
-        for master, piece in zip(itertools.compress(masters, wanted), pieces, strict=True):
-            add_to_gradient(master, piece)
+            pieces[num:] = sums.split([master.shape[0] for master in masters[num:]])
+        for master, piece, is_wanted in zip(masters, pieces, wanted, strict=True):
+            if is_wanted and piece is not None:
+                add_to_gradient(master, piece)
         return torch.mm(grad, weight) if ctx.needs_input_grad[0] else None, None, None, None, *[None] * len(masters)
 
 

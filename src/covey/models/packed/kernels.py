@@ -19,10 +19,11 @@ from covey.models.packed.steps import Steps, TokenScores, TorchSteps
 _ACTIVATION_CODES = {"silu": 0, "gelu_pytorch_tanh": 1}
 
 
-def choose_steps(architecture: Architecture, dtype: torch.dtype) -> Steps:
-    """Return the fastest steps that this machine and model allow. What they cost, the engine's note says."""
+def choose_steps(architecture: Architecture, dtype: torch.dtype, *, residual_dtype: torch.dtype) -> Steps:
+    """Return the fastest steps that this machine and model allow: kernels for bfloat16 beside a float32 residual stream."""
     sizes = (architecture.hidden_size % 16, architecture.intermediate_size % 16, architecture.head_dim % 32)
-    if dtype != torch.bfloat16 or any(sizes) or os.environ.get("COVEY_NO_KERNELS", "0") not in ("", "0"):
+    is_fit = (dtype, residual_dtype) == (torch.bfloat16, torch.float32) and not any(sizes)
+    if not is_fit or os.environ.get("COVEY_NO_KERNELS", "0") not in ("", "0"):
         return TorchSteps(dtype)
     library = load_library()
     return TorchSteps(dtype) if isinstance(library, str) else KernelSteps(library)

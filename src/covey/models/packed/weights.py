@@ -52,13 +52,15 @@ class Fingerprint:
     """
 
     def __init__(self, model: PreTrainedModel):
-        found: list[Any] = [plain_linear(part) for _, parts in linears_of(model) for part in parts]
+        parts = [part for _, projections in linears_of(model) for part in projections]
+        found: list[Any] = [plain_linear(part) for part in parts]
         weights = [weight for linear in found for weight in (linear.weight, linear.bias) if weight is not None]
+        self._parts = [id(part) for part in parts]  # Attached adapters make them others.
         self._writes = [(weight.data_ptr(), weight._version) for weight in weights]
         self._sample = torch.cat([_even_sample(weight.detach().reshape(-1)) for weight in weights])
 
     def matches(self, other: Fingerprint) -> bool:
-        return self._writes == other._writes and torch.equal(self._sample, other._sample)
+        return self._parts == other._parts and self._writes == other._writes and torch.equal(self._sample, other._sample)
 
 
 class ComputeWeights:
