@@ -193,6 +193,18 @@ def test_sequences_longer_than_a_tile_are_scored_right(name: str):
     assert_same_gradient(model, found, exact)
 
 
+@pytest.mark.parametrize("make", [lambda: model_of("llama"), lambda: gpt2_of_two_layers()], ids=["packed", "ordinary"])
+def test_entropies_have_a_gradient_only_where_it_was_asked_for(make: Callable[[], PreTrainedModel]):
+    seen: list[tuple[bool, bool]] = []
+
+    def note(scores: CompletionScores, rows: list[int]) -> None:
+        seen.append((scores.logprobs.requires_grad, scores.entropy.requires_grad))
+
+    for entropy_gradient in (False, True):
+        scored(make(), GROUPS, backward=note, entropy_gradient=entropy_gradient)
+    assert seen == [(True, False), (True, True)]
+
+
 # --- However it is cut -----------------------------------------------------------------------------------------------
 
 

@@ -145,6 +145,16 @@ def test_checkpointed_layers_give_the_same_bits_by_the_kernels(kernels: None, mo
         assert torch.equal(found, expected)
 
 
+@every_whole_model
+def test_a_second_backward_pass_by_the_kernels_gives_the_same_gradient(kernels: None, model: PreTrainedModel):
+    """The first one writes over the logits that were kept."""
+    forward = PackedForward(model, pack_layout([(torch.arange(9), [torch.arange(30)])]), BF16)
+    logprobs, entropy = forward.scores(torch.arange(30), TEMPERATURE, chunk_tokens=16)
+    loss = (logprobs.square() + entropy).sum()
+    first, second = (gradient_of(model, lambda: loss.backward(retain_graph=True)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", ["llama"])
 def test_a_model_in_float64_is_scored_right_in_bfloat16(kernels: None, model: PreTrainedModel):
     exact, _, _ = scores_and_gradient(model, torch.float32)
