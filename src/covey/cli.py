@@ -17,10 +17,7 @@ from covey.tuning import start_tuned
 from covey.types import CoveyError
 
 if TYPE_CHECKING:
-    from covey.config import Recipe
-    from covey.engines.base import Engine
     from covey.evaluate import Row
-    from covey.models.policy import Policy
 
 EXIT_WRONG_INPUT, EXIT_STOPPED = 2, 75
 _TUNED = {"train", "plan", "evaluate"}
@@ -158,6 +155,7 @@ def evaluate(
     from covey.assembly import sampling_of
     from covey.evaluate import EvaluationSpec, summarise
     from covey.evaluate import evaluate as evaluate_prompts
+    from covey.model_argument import note_of, open_model, recipe_of
     from covey.rewards.base import Rewarder
     from covey.tasks.base import PARTS
     from covey.tasks.registry import find_task
@@ -167,7 +165,7 @@ def evaluate(
     questions = find_task(task or own.name, level=level or own.level or "easy")
     if part not in PARTS:
         raise CoveyError(f"--part {part!r} is none of {', '.join(PARTS)}")
-    policy, engine = open_model(model)
+    policy, engine = open_model(model, say=say)
     limit = max_new_tokens or recipe.sampling.max_new_tokens
     sampling = dataclasses.replace(sampling_of(recipe), temperature=temperature or 1.0, max_new_tokens=limit)
     spec = EvaluationSpec(sampling=sampling, samples_per_prompt=1, seed=seed)
@@ -281,11 +279,12 @@ def chat(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Try a model by hand: each line is a new question. An empty line or Ctrl-D ends it."""
+    from covey.model_argument import open_model
     from covey.monitor.progress import printable
     from covey.sampling import Sampling, stream_key
     from covey.types import Message
 
-    policy, engine = open_model(model)
+    policy, engine = open_model(model, say=say)
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
     if policy.uses_plain_template:
         typer.echo(f"(no chat template; rendered as {policy.tokenizer.chat_template!r})", err=True)
@@ -298,38 +297,6 @@ def chat(
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return (recipes, overrides): an override is what has an equals sign in it."""
     return [item for item in arguments if "=" not in item], [item for item in arguments if "=" in item]
-
-
-def open_model(name: str) -> tuple[Policy, Engine]:
-    """Return policy and engine of a model name or of a run directory's newest checkpoint."""
-    from covey.api import open_run
-    from covey.engines.registry import fastest_engine
-    from covey.models.policy import load_policy
-
-    policy = load_policy(str(open_run(name).model_path) if is_run(name) else name, progress=say)
-    if note := note_of(name, policy):
-        say(f"{name}: {note}")
-    return policy, fastest_engine(policy)
-
-
-def is_run(name: str) -> bool:
-    """Return whether this is a run directory and not a model."""
-    return (Path(name) / "recipe.toml").is_file()
-
-
-def recipe_of(name: str) -> Recipe:
-    """Return the recipe of a run directory, the default one for a model."""
-    from covey.config import load_recipe
-
-    return load_recipe(Path(name) / "recipe.toml" if is_run(name) else None)
-
-
-def note_of(name: str, policy: Policy) -> str:
-    """Return what must be said of the weights: of a run, what was said of those it started from."""
-    if not is_run(name):
-        return policy.identity.note
-    note = json.loads((Path(name) / "env.json").read_text())["model"]["note"]
-    return f"trained from: {note}" if note else ""
 
 
 def read_lines(prompt: str) -> Any:

@@ -111,10 +111,7 @@ def open_session(
         rewarder = with_length_penalty(plain_rewarder, recipe)
         policy = open_policy(recipe, task, console)
         num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
-        if num_tokens < recipe.train.max_tokens_per_micro_batch:
-            console.note(
-                f"memory is short: micro-batches of {num_tokens} tokens instead of {recipe.train.max_tokens_per_micro_batch}"
-            )
+        warn_of_small_micro_batches(recipe, num_tokens, console)
         state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
         refuse_different_ranks(recipe, task, policy, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
@@ -167,6 +164,14 @@ def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks:
         checkpoints_layers=train.gradient_checkpointing,
     )
     return min(ranks.gather([min(allowed, train.max_tokens_per_micro_batch)]))
+
+
+def warn_of_small_micro_batches(recipe: Recipe, num_tokens: int, console: Console) -> None:
+    """Say so if memory allows smaller micro-batches than the recipe does: the update takes longer."""
+    if num_tokens < recipe.train.max_tokens_per_micro_batch:
+        console.note(
+            f"memory is short: micro-batches of {num_tokens} tokens instead of {recipe.train.max_tokens_per_micro_batch}"
+        )
 
 
 def initial_state(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from covey.engines.native.attention import Attention, Cache, CacheSize, PlainCache, RotaryTables, Rows
 from covey.engines.native.fused import KernelOps, PairedCache, choose_ops
-from covey.engines.native.kernels import Kernels, load_kernels
+from covey.engines.native.kernels import Kernels, find_kernels
 from covey.engines.native.ops import TorchOps, drawn_in_two_levels
 from covey.engines.native.weights import LayerWeights, PackedLinear
 from covey.models.families import Architecture, LayerShape, Rope
@@ -44,7 +44,7 @@ def architecture(*, head_dim: int = 32, num_heads: int = 4, num_kv_heads: int = 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     """Skips where there are none: the torch path is tested everywhere."""
-    found = load_kernels()
+    found = find_kernels()
     if isinstance(found, str):
         pytest.skip(found)
     return found
@@ -224,7 +224,7 @@ def test_the_torch_path_can_be_forced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COVEY_NO_KERNELS", "1")
     ops, note = choose_ops(architecture(), BF16)
     assert isinstance(ops, TorchOps)
-    assert "because COVEY_NO_KERNELS is set: sampling takes about" in note
+    assert "because COVEY_NO_KERNELS is set: sampling and updates take about" in note
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def fastest_engine(policy: Policy, **options: Any) -> Engine:
         return NativeEngine(policy, **options)
     engine = TransformersEngine(policy, **options)
     engine.note = (
-        f"transformers engine, because the native one cannot serve this model: {reason}. Sampling is 2 to 5 times slower"
+        f"transformers engine, because the native one cannot serve this model: {reason}. Sampling takes 2 to 3 times as long"
     )
     return engine
 

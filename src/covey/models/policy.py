@@ -143,20 +143,7 @@ def load_policy(
             progress=progress,
         )
         return merged_policy(base, saved, name=name)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model, missing = load_weights(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CoveyError(
-            f"model.name={name!r} could not be loaded from {path}: {error}. It must be a causal language model in the "
-            "Hugging Face format with safetensors weights; a model that brings its own code needs model.trust_remote_code=true"
-        ) from error
-    if missing:
-        raise CoveyError(
-            f"model.name={name!r}: the weights in {path} lack {len(missing)} tensors ({', '.join(missing[:3])}). The download "
-            "is not complete, or config.json describes another model"
-        )
+    config, tokenizer, model = read_model(path, name, trust_remote_code=trust_remote_code)
     refuse_unsupported_head(model, name)
     # Llama-style embeddings drop the gradient of `padding_idx`; where the pad token is also the end token (SmolLM2),
     # the end token's embedding would never be trained. Covey masks by length and needs no padding index.
@@ -181,6 +168,29 @@ def load_policy(
         stop_ids=stop_token_ids(model, tokenizer, config),
         uses_plain_template=uses_plain_template,
     )
+
+
+def read_model(path: Path, name: str, *, trust_remote_code: bool) -> tuple[Any, Any, PreTrainedModel]:
+    """Return config, tokenizer and float32 model of a directory; `name` is what the recipe calls it.
+
+    Raises:
+        CoveyError: it is no complete model in the Hugging Face format.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model, missing = load_weights(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CoveyError(
+            f"model.name={name!r} could not be loaded from {path}: {error}. It must be a causal language model in the "
+            "Hugging Face format with safetensors weights; a model that brings its own code needs model.trust_remote_code=true"
+        ) from error
+    if missing:
+        raise CoveyError(
+            f"model.name={name!r}: the weights in {path} lack {len(missing)} tensors ({', '.join(missing[:3])}). The download "
+            "is not complete, or config.json describes another model"
+        )
+    return config, tokenizer, model
 
 
 def merged_policy(base: Policy, saved: SavedAdapter, *, name: str) -> Policy:

@@ -16,7 +16,6 @@ from covey.plan.memory import ModelSizes
 
 _OPTIMIZER_SAMPLE = 1 << 22
 _TILE = 128
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def shortest_s(work: Callable[[], object], *, repeats: int = 2) -> float:

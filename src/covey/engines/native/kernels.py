@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 
 from torch import Tensor
 
-from covey.models.kernels.build import FLOAT, INT, LONG, POINTER, Library, function, load_library
-
-_ACTIVATION_CODES = {"silu": 0, "gelu_pytorch_tanh": 1}
+from covey.models.kernels.build import ACTIVATION_CODES, FLOAT, INT, LONG, POINTER, Library, find_library, function
 
 
 class AttendArguments(ctypes.Structure):
@@ -44,7 +41,7 @@ class Kernels:
         self._norm(x.data_ptr(), gain.data_ptr(), out.data_ptr(), *x.shape, eps)
 
     def gated(self, gate_up: Tensor, out: Tensor, activation: str) -> None:
-        self._gated(gate_up.data_ptr(), out.data_ptr(), *out.shape, _ACTIVATION_CODES[activation])
+        self._gated(gate_up.data_ptr(), out.data_ptr(), *out.shape, ACTIVATION_CODES[activation])
 
     def draw(self, logits: Tensor, numbers: Tensor, temperature: float, tokens: Tensor, logprobs: Tensor) -> None:
         pointers = (tokens.data_ptr(), logprobs.data_ptr())
@@ -54,8 +51,7 @@ class Kernels:
         self._attend(ctypes.byref(arguments))
 
 
-@functools.cache
-def load_kernels() -> Kernels | str:
+def find_kernels() -> Kernels | str:
     """Return the kernels, compiled before or now, or why there are none."""
-    library = load_library()
+    library = find_library()
     return library if isinstance(library, str) else Kernels(library)

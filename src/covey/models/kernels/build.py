@@ -22,7 +22,7 @@ from covey.models.bundled import covey_home
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("attention.cpp", "decoding.cpp", "training.cpp")
-_HEADERS = ("vectors.h",)
+_HEADERS = ("vectors.h", "products.h")
 _FLAGS = [
     "-O3",
     "-std=c++17",
@@ -36,6 +36,8 @@ _FLAGS = [
     "-mavx512dq",
     "-mavx512bf16",
 ]
+ACTIVATION_CODES = {"silu": 0, "gelu_pytorch_tanh": 1}
+"""As covey_gated and its derivative know them."""
 _NEEDED_FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
 _COMPILERS = ("c++", "g++", "clang++")
 _DEADLINE_S = 120
@@ -62,6 +64,12 @@ def function(library: Library, name: str, *types: Any) -> Any:
     found.argtypes = types
     found.restype = None
     return found
+
+
+def find_library() -> Library | str:
+    """Return the compiled functions, or why there are none here, or why they are not to be used."""
+    is_forbidden = os.environ.get("COVEY_NO_KERNELS", "0") not in ("", "0")
+    return "COVEY_NO_KERNELS is set" if is_forbidden else load_library()
 
 
 @functools.cache

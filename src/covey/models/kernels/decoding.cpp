@@ -301,10 +301,7 @@ void covey_draw(const bf16* logits, const double* numbers, float inverse_tempera
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < num_rows; row++) {
       const bf16* x = logits + row * vocab_size;
-      const auto at = [&](int64_t i) {
-        const int64_t left = vocab_size - i;
-        return left >= kLanes ? load(x + i) : load_some(x + i, __mmask16((1u << left) - 1));
-      };
+      const auto at = [&](int64_t i) { return load_within(x, i, vocab_size); };
       __m512 highest = _mm512_set1_ps(kMasked);
       for (int64_t i = 0; i < vocab_size; i += kLanes) highest = _mm512_max_ps(highest, at(i));
       const float top = _mm512_reduce_max_ps(highest) * inverse_temperature;

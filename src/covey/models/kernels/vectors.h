@@ -33,6 +33,12 @@ inline __m512 load_some(const bf16* from, __mmask16 mask) {
   return _mm512_mask_blend_ps(mask, _mm512_set1_ps(kMasked), widened(_mm256_maskz_loadu_epi16(mask, from)));
 }
 
+// Sixteen values of a row from place i on, kMasked behind its end.
+inline __m512 load_within(const bf16* row, int64_t i, int64_t length) {
+  const int64_t left = length - i;
+  return left >= kLanes ? load(row + i) : load_some(row + i, __mmask16((1u << left) - 1));
+}
+
 inline __m256i rounded(__m512 values) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)); }
 
 inline void store(bf16* to, __m512 values) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(values)); }

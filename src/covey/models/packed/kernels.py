@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 
 import torch
@@ -11,21 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from covey.models.families import Architecture
-from covey.models.kernels.build import FLOAT, INT, LONG, POINTER, Library, function, load_library
+from covey.models.kernels.build import ACTIVATION_CODES, FLOAT, INT, LONG, POINTER, Library, find_library, function
 from covey.models.packed.attention import AttentionShape
 from covey.models.packed.layout import Span
 from covey.models.packed.steps import Steps, TokenScores, TorchSteps
-
-_ACTIVATION_CODES = {"silu": 0, "gelu_pytorch_tanh": 1}
 
 
 def choose_steps(architecture: Architecture, dtype: torch.dtype, *, residual_dtype: torch.dtype) -> Steps:
     """Return the fastest steps that this machine and model allow: kernels for bfloat16 beside a float32 residual stream."""
     sizes = (architecture.hidden_size % 16, architecture.intermediate_size % 16, architecture.head_dim % 32)
     is_fit = (dtype, residual_dtype) == (torch.bfloat16, torch.float32) and not any(sizes)
-    if not is_fit or os.environ.get("COVEY_NO_KERNELS", "0") not in ("", "0"):
-        return TorchSteps(dtype)
-    library = load_library()
+    library = find_library() if is_fit else "they do not fit"
     return TorchSteps(dtype) if isinstance(library, str) else KernelSteps(library)
 
 
@@ -77,14 +72,14 @@ class KernelSteps:
 
     def gated(self, gate_up: Float[Tensor, "T both"], activation: str) -> Float[Tensor, "T I"]:
         out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-        self._gated(*_pointers(gate_up, out), *out.shape, _ACTIVATION_CODES[activation])
+        self._gated(*_pointers(gate_up, out), *out.shape, ACTIVATION_CODES[activation])
         return out
 
     def gated_backward(
         self, grad: Float[Tensor, "T I"], gate_up: Float[Tensor, "T both"], activation: str
     ) -> Float[Tensor, "T both"]:
         out = torch.empty_like(gate_up)
-        self._gated_backward(*_pointers(grad.contiguous(), gate_up, out), *grad.shape, _ACTIVATION_CODES[activation])
+        self._gated_backward(*_pointers(grad.contiguous(), gate_up, out), *grad.shape, ACTIVATION_CODES[activation])
         return out
 
     def rotate(
