@@ -133,6 +133,13 @@ def test_of_a_container_what_is_left_of_its_limit_is_available(container: Path):
     assert available_bytes() == 3_000_000
 
 
+def test_what_a_container_has_read_from_files_can_be_taken(container: Path):
+    (container / "memory.max").write_text("5000000\n")
+    (container / "memory.current").write_text("4000000\n")
+    (container / "memory.stat").write_text("anon 500000\ninactive_file 2500000\nactive_file 1000000\n")
+    assert available_bytes() == 3_500_000
+
+
 def test_a_container_without_a_limit_has_the_machines_memory(container: Path):
     (container / "memory.max").write_text("max\n")
     (container / "memory.current").write_text("2000000\n")

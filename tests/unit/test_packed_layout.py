@@ -195,6 +195,8 @@ HOOKS: dict[str, Callable[[Any], object]] = {
     "on the model": lambda model: model.register_forward_hook(lambda module, inputs, output: None),
     "backward": lambda model: model.model.layers[0].register_full_backward_hook(lambda module, inputs, output: None),
     "a forward of its own": own_forward,
+    "on a weight": lambda model: model.model.norm.weight.register_hook(lambda grad: grad),
+    "behind a gradient": lambda model: model.model.norm.weight.register_post_accumulate_grad_hook(lambda weight: None),
 }
 
 

@@ -230,6 +230,15 @@ def test_tokens_without_probability_get_no_gradient(kernels: KernelSteps):
     assert not bool(found[logits.isinf()].any())
 
 
+def test_a_target_without_probability_gets_its_own_gradient(kernels: KernelSteps):
+    logits, targets = logits_and_targets(264)
+    logits[torch.arange(20), targets] = -torch.inf
+    grad = noise(20, seed=2)
+    found = kernels.score_backward(grad, None, logits.clone(), targets, kernels.score(logits, targets, 0.7), 0.7)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found[torch.arange(20), targets].float(), grad / 0.7, atol=1e-5, rtol=2.0**-8)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("place", [0, 17, 263])
 def test_logits_that_are_not_finite_give_log_probs_that_are_not_either(kernels: KernelSteps, value: float, place: int):

@@ -24,8 +24,14 @@ def available_bytes() -> int:
     free = found[0] if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+        free = min(free, int(text) - int(used.read_text()) + _reclaimable_bytes(_CGROUP / "memory.stat"))
     return free
+
+
+def _reclaimable_bytes(path: Path) -> int:
+    """Return what a container holds of files that it has read and does not use: given up when memory is asked for."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def activation_token_bytes(model: PreTrainedModel, dtype: torch.dtype, *, checkpoints_layers: bool) -> int:

@@ -6,6 +6,12 @@
 
 #include "vectors.h"
 
+namespace {
+
+constexpr float kLeastLog = -110.0f;  // e^x is 0 from here on down: in place of minus infinity, whose product with 0 is not 0
+
+}  // namespace
+
 extern "C" {
 
 // total = x + branch (branch may be null: then total is not written); normed = total / rms(total) * gain.
@@ -131,8 +137,7 @@ void covey_train_score(const bf16* logits, const int64_t* targets, float inverse
     for (int64_t block = 0; block < vocab_size; block += kBlock) {
       __m512 sum = _mm512_setzero_ps(), moment = _mm512_setzero_ps();
       for (int64_t i = block; i < std::min(block + kBlock, vocab_size); i += kLanes) {
-        // Below -110 nothing is left of a mass: so nothing of its product, were its logit minus infinity.
-        const __m512 z = _mm512_max_ps(_mm512_set1_ps(-110.0f), _mm512_fmsub_ps(at(i), inverse, _mm512_set1_ps(top)));
+        const __m512 z = _mm512_max_ps(_mm512_set1_ps(kLeastLog), _mm512_fmsub_ps(at(i), inverse, _mm512_set1_ps(top)));
         const __m512 mass = exponential(z);
         sum = _mm512_add_ps(sum, mass);
         moment = _mm512_fmadd_ps(mass, z, moment);
@@ -156,7 +161,7 @@ void covey_train_score_backward(bf16* logits, const int64_t* targets, const floa
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < num_rows; row++) {
     bf16* x = logits + row * vocab_size;
-    const float chosen = widened(x[targets[row]]) * inverse_temperature - log_sums[row];
+    const float chosen = std::max(widened(x[targets[row]]) * inverse_temperature - log_sums[row], kLeastLog);
     const float given = grad_logprobs[row], bonus = grad_entropies ? grad_entropies[row] : 0.0f;
     const auto slope = [&](__m512 log_p) {
       const __m512 sum = _mm512_add_ps(log_p, _mm512_set1_ps(entropies[row]));
@@ -165,7 +170,7 @@ void covey_train_score_backward(bf16* logits, const int64_t* targets, const floa
     for (int64_t i = 0; i < vocab_size; i += kLanes) {
       const __mmask16 inside = vocab_size - i >= kLanes ? __mmask16(0xffff) : __mmask16((1u << (vocab_size - i)) - 1);
       const __m512 raw = widened(_mm256_maskz_loadu_epi16(inside, x + i));
-      const __m512 log_p = _mm512_max_ps(_mm512_set1_ps(-110.0f), _mm512_fmsub_ps(raw, inverse, _mm512_set1_ps(log_sums[row])));
+      const __m512 log_p = _mm512_max_ps(_mm512_set1_ps(kLeastLog), _mm512_fmsub_ps(raw, inverse, _mm512_set1_ps(log_sums[row])));
       const __m512 grad = _mm512_mul_ps(_mm512_mul_ps(exponential(log_p), slope(log_p)), inverse);
       _mm256_mask_storeu_epi16(x + i, inside, rounded(_mm512_sub_ps(_mm512_setzero_ps(), grad)));
     }

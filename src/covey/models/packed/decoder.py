@@ -29,11 +29,21 @@ def packed_refusal(model: PreTrainedModel) -> str | None:
         linears: list[Any] = [plain_linear(part) for part in parts]
         if len({linear.bias is None for linear in linears}) > 1:
             return f"some projections of {name} have a bias, and others have none"
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
-            return f"{name or 'it'} has hooks or a forward of its own, which only the ordinary path calls"
+    if (name := _hooked(model)) is not None:
+        return f"{name or 'it'} has hooks or a forward of its own, which only the ordinary path calls"
     head: Any = model.get_output_embeddings()
     return "its output head has a bias" if head.bias is not None else None
+
+
+def _hooked(model: PreTrainedModel) -> str | None:
+    """Return the name of a module or weight that wants to be called on the way; None if none does."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
+            return name
+    for name, weight in model.named_parameters():
+        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            return name
+    return None
 
 
 class PackedForward:
