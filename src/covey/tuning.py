@@ -1,7 +1,7 @@
 """Settings of the C library's allocator and of OpenMP that make training faster, given to the process before it starts.
 
 Both read their environment once, when a process begins, so the command line starts itself anew with what is missing. What
-the user has set stays as it is, and COVEY_TUNE=0 leaves everything alone. Measured in docs/speed.md.
+the user has set stays as it is, and COVEY_TUNE=0 leaves everything alone. Measured in docs/log.md.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Rows are scored in packs. A pack holds one prompt once and some of its completio
 
 and every completion attends to the prompt and to itself only. So a prompt is computed once for its whole group. A pack
 with a single completion is the ordinary causal layout, which any model supports; `max_shared_tokens=0` asks for that.
-The vocabulary projection and log-softmax run on chunks of completion positions and are recomputed in the backward
-pass: no [B, T, V] tensor is ever alive.
+The vocabulary projection and log-softmax run on chunks of completion positions. What the backward pass needs of them is
+computed again there, or kept within a fixed bound: no [B, T, V] tensor is ever alive.
 
 Models that `packed` knows take its path on a CPU: no padding either, and steps between matrix products that are its own.
 All others run through their own modules, with a mask that says who sees whom.

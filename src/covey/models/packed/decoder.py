@@ -70,7 +70,7 @@ class PackedForward:
     ) -> tuple[Float[Tensor, "L"], Float[Tensor, "L"]]:
         """Return log-prob and entropy of each target under softmax(logits / temperature), at least float32.
 
-        Logits of `chunk_tokens` targets exist at a time.
+        Logits are made for `chunk_tokens` targets at a time, and kept for the backward pass within a bound (`functions.Head`).
         """
         weight = self.weights.projections["head"].weight
         hidden = self.hidden()
