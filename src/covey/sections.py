@@ -180,7 +180,8 @@ class TrainSection(Section):
         2048, description="bound of what the update holds at once, lowered where memory is short; changes no gradient"
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute each layer again in the backward pass: less memory for one more forward pass; changes no gradient"
+        False,
+        description="compute each layer again in the backward pass: less memory for one more forward pass; changes no gradient",
     )
     max_shared_tokens: NotNegative = Field(
         1024, description="completions laid out behind one copy of their prompt; 0 = one by one, for models that need it"
