@@ -58,6 +58,7 @@ class Learner:
             weight_decay=spec.weight_decay,
             fused=True,
         )
+        _claim_moments(self.optimizer)
         self.num_updates = 0
 
     def learning_rate(self) -> float:
@@ -304,6 +305,20 @@ class Learner:
         if batch.held_back is not None:
             has_term = has_term | batch.held_back.any(dim=1)
         return (batch.mask.any(dim=1) & has_term).nonzero()[:, 0].tolist()
+
+
+def _claim_moments(optimizer: torch.optim.AdamW) -> None:
+    """Give every parameter the zero moments that AdamW would make at its first step.
+
+    So memory runs out before the first step or not at all, and the second step does not pay for memory that is new.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
 
 
 def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, *, mix: float) -> None:

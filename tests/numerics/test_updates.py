@@ -63,6 +63,21 @@ def test_the_reported_norm_is_that_of_the_gradient_before_it_is_clipped(tiny_pol
     assert metric_values(learner.update(batch).metrics)["grad/norm"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_moments_are_there_before_the_first_update_which_is_what_it_would_be_without_them(tiny_policy: Policy):
+    objective = objective_of("grpo")
+    batch = make_batch(ragged_groups(), objective, ON_POLICY)
+    states = []
+    for has_moments in (True, False):
+        learner = make_learner(dataclasses.replace(tiny_policy, model=copy.deepcopy(tiny_policy.model)), objective)
+        assert len(learner.optimizer.state) == len(list(learner.model.parameters()))
+        if not has_moments:
+            learner.optimizer.state.clear()
+        learner.update(batch)
+        learner.update(batch)
+        states.append(state_of(learner))
+    assert is_same_state(*states)
+
+
 def test_a_gradient_left_over_from_before_does_not_leak_into_an_update(tiny_policy: Policy):
     objective = objective_of("grpo")
     batch = make_batch(ragged_groups(), objective, ON_POLICY)
