@@ -2,7 +2,7 @@
 
     python benchmarks/speed_page.py
 
-It reads benchmarks/results/{step_time,decode,plan,main_job_vs_trl}.json, as far as they exist, measures nothing, and writes
+It reads benchmarks/results/{step_time,decode,plan,main_job_vs_trl,scaling}.json, as far as they exist, measures nothing, and writes
 what stands between the page's markers.
 """
 
@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "speed.md"
 PICTURE = ROOT / "docs" / "images" / "step-time.svg"
+SCALING_PICTURE = ROOT / "docs" / "images" / "scaling.svg"
 ABSENT = "Not measured yet."
+SCALED = (("value", 0), ("total_s", 1), ("gb", 1))
 COLOURS = {"Covey": "#0b7285", "TRL": "#adb5bd", "floor": "#212529"}
 
 
@@ -116,6 +118,50 @@ def job_part(result: Mapping[str, Any]) -> str:
     return table(["", "Covey", "TRL", "ratio"], rows)
 
 
+def scaling_part(result: Mapping[str, Any]) -> str:
+    """Return the table of how a step grows."""
+    rows = [
+        [
+            axis,
+            *(" to ".join(f"{record['points'][end][key]:.{digits}f}" for end in (0, -1)) for key, digits in SCALED),
+            *(f"{record['growth'][f'{key}_ratio']:.1f}" for key in ("value", "total_s", "sampling_s", "update_s", "gb")),
+        ]
+        for axis, record in result.get("axes", {}).items()
+        if len(record["points"]) > 1
+    ]
+    header = ["", "from, to", "seconds", "GB", "grows by", "step", "sampling", "update", "memory"]
+    return table(header, rows) + f"\n\n{described(result)}" if rows else ABSENT
+
+
+def scaling_picture(result: Mapping[str, Any]) -> str:
+    """Return one panel an axis: seconds of a step, of its sampling, and GB, as SVG. Both axes begin at 0."""
+    panels = [(axis, record["points"]) for axis, record in result.get("axes", {}).items() if record["points"]]
+    lines: list[str] = []
+    for place, (axis, points) in enumerate(panels):
+        left, top, width, height = 46 + 240 * place, 34, 170, 150
+        most_value, most_s, most_gb = (max(point[key] for point in points) for key in ("value", "total_s", "gb"))
+        frame = f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#868e96"/>'
+        lines += [frame, f'<text x="{left}" y="{top - 14}" font-weight="bold">{axis}</text>']
+        for key, most, colour, unit in (("total_s", most_s, "#0b7285", "s"), ("sampling_s", most_s, "#74c0fc", "s"),
+                                        ("gb", most_gb, "#e8590c", "GB")):  # fmt: skip
+            spots = [(left + width * p["value"] / most_value, top + height * (1 - p[key] / most)) for p in points]
+            drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+            lines.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
+            end = f"{points[-1][key]:.1f} {unit}"
+            lines.append(f'<text x="{left + width + 5}" y="{spots[-1][1] + (12 if key == "gb" else 4):.1f}" fill="{colour}">{end}</text>')
+        lines += [
+            f'<text x="{left + width * p["value"] / most_value:.1f}" y="{top + height + 14}" text-anchor="middle">{p["value"]:.0f}</text>'
+            for p in points
+        ]
+    size = 30 + 240 * max(1, len(panels))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} 240" font-family="sans-serif" font-size="11">'
+    legend = "dark: a step; light: its sampling; orange: memory"
+    title = "<title>How a training step grows</title>"
+    note = f'<text x="46" y="228" fill="#495057">{legend}</text>'
+    return "\n".join([head, title, f'<rect width="{size}" height="240" fill="#ffffff"/>', *lines, note, "</svg>", ""])
+
+
 def described(result: Mapping[str, Any]) -> str:
     """Return where and with what a result was measured."""
     versions, machine = result["versions"], result["machine"]
@@ -151,6 +197,7 @@ PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "main job": ("main_job_vs_trl", job_part),
     "decoding": ("decode", decode_part),
     "plan": ("plan", plan_part),
+    "scaling": ("scaling", scaling_part),
 }
 """What stands between the markers of each name: the result that it is made of, and how."""
 
@@ -168,6 +215,7 @@ def with_results(page: str) -> str:
 def main() -> None:
     PAGE.write_text(with_results(PAGE.read_text()))
     PICTURE.write_text(picture(read("step_time")))
+    SCALING_PICTURE.write_text(scaling_picture(read("scaling")))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MODEL = "smollm2-135m"
@@ -38,10 +38,13 @@ class Workload:
     is_forced: bool = True
     """Whether no token ends a completion, so that each has exactly `num_new_tokens`."""
     beta: float = 0.0
+    num_context_sentences: int = 0
+    """Sentences before each problem, which make its prompt longer."""
 
     @property
     def problems(self) -> Sequence[str]:
-        return PROBLEMS[: self.num_prompts]
+        context = "".join(f"{sentence} " for sentence in context_sentences(self.num_context_sentences))
+        return [context + problem for problem in PROBLEMS[: self.num_prompts]]
 
     @property
     def num_rows(self) -> int:
@@ -57,6 +60,12 @@ class Workload:
         most = self.num_rows * self.num_new_tokens
         is_right = num_tokens == most if self.is_forced else 0 < num_tokens <= most
         assert is_right, f"{num_tokens} tokens were generated, and at most {most} fit"
+
+
+def context_sentences(count: int) -> Iterator[str]:
+    """Yield sentences of about 16 tokens, no two alike."""
+    for number in range(1, count + 1):
+        yield f"On day {number} of the journal, the keeper noted {number * 7 % 90} visitors and clear weather."
 
 
 WORKLOADS = {

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.speed_page import PAGE, PICTURE, decode_part, picture, plan_part, read, steps_part, with_results
+from benchmarks.speed_page import (
+    PAGE,
+    PICTURE,
+    SCALING_PICTURE,
+    decode_part,
+    picture,
+    plan_part,
+    read,
+    scaling_part,
+    scaling_picture,
+    steps_part,
+    with_results,
+)
 
 MACHINE: dict[str, Any] = {
     "machine": {"cpu": "a processor", "num_cores": 2},
@@ -18,6 +30,20 @@ def test_the_page_is_the_one_that_the_committed_results_give() -> None:
 
 def test_the_picture_is_the_one_that_the_committed_results_give() -> None:
     assert picture(read("step_time")) == PICTURE.read_text(), "run python benchmarks/speed_page.py"
+
+
+def test_the_picture_of_growth_is_the_one_that_the_committed_results_give() -> None:
+    assert scaling_picture(read("scaling")) == SCALING_PICTURE.read_text(), "run python benchmarks/speed_page.py"
+
+
+def test_growth_is_shown_from_the_first_point_to_the_last() -> None:
+    points = [
+        {"value": 4, "total_s": 5.0, "sampling_s": 1.5, "gb": 4.0},
+        {"value": 32, "total_s": 30.0, "sampling_s": 9.0, "gb": 5.0},
+    ]
+    ratios = {"value_ratio": 8.0, "total_s_ratio": 6.0, "sampling_s_ratio": 6.0, "update_s_ratio": 6.04, "gb_ratio": 1.25}
+    text = scaling_part(MACHINE | {"axes": {"group size": {"points": points, "growth": ratios}}})
+    assert "| group size | 4 to 32 | 5.0 to 30.0 | 4.0 to 5.0 | 8.0 | 6.0 | 6.0 | 6.0 | 1.2 |" in text
 
 
 def test_a_step_is_shown_with_its_ratio_and_its_distance_from_the_floor() -> None:
@@ -53,4 +79,4 @@ def test_a_plan_is_shown_with_its_worst_error() -> None:
 
 
 def test_what_has_not_been_measured_is_said_to_be_missing() -> None:
-    assert steps_part({}) == decode_part({}) == plan_part({}) == "Not measured yet."
+    assert steps_part({}) == decode_part({}) == plan_part({}) == scaling_part({}) == "Not measured yet."

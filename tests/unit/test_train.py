@@ -96,7 +96,9 @@ def test_a_run_without_any_signal_keeps_the_base_weights(directory: Path) -> Non
     run = train_digits(directory, "flat", reward=lambda completion: 1.0, num_steps=2)
     before, after = load_file(directory / "model" / "model.safetensors"), load_file(run.model_path / "model.safetensors")
     assert all(bool((before[name] == after[name]).all()) for name in after)
-    assert load_file(run.model_path / "optimizer.safetensors") == {}
+    remembered = load_file(run.model_path / "optimizer.safetensors")
+    assert remembered
+    assert not any(bool(tensor.any()) for tensor in remembered.values())
     assert [row["group/all_correct_frac"] for row in run.metrics] == [1.0, 1.0]
 
 
