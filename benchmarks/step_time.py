@@ -20,7 +20,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +100,7 @@ def main() -> None:
     if arguments.only_configurations:
         return
     for name in names:
-        measure_workload(benchmark, name, again=arguments.again)
+        measure_workload(benchmark, name, again=arguments.again, sides=arguments.sides)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,6 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--again", nargs="+", default=[], choices=[*SIDES, "trl configurations"], help="measure this anew for the workloads"
     )
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="only these; the others can follow")
     parser.add_argument("--only-configurations", action="store_true", help="choose TRL's configuration and stop")
     parser.add_argument("--rehearsal", action="store_true", help="a tiny model and a few tokens, to try the script")
     parser.add_argument("--output", type=Path, help=f"default: {RESULT.name} in benchmarks/results")
@@ -178,14 +179,14 @@ def choose_configuration(benchmark: Benchmark) -> None:
     print(f"TRL's fastest configuration: {result['trl_configuration']}", flush=True)
 
 
-def measure_workload(benchmark: Benchmark, name: str, *, again: list[str]) -> None:
+def measure_workload(benchmark: Benchmark, name: str, *, again: Sequence[str], sides: Sequence[str]) -> None:
     """Measure what is missing of a workload, one process after the other."""
     workload = benchmark.workloads[name]
     record = benchmark.result["workloads"].setdefault(name, {"runs": []})
     record["runs"] = [run for run in record["runs"] if run["side"] not in again]
     record["workload"] = dataclasses.asdict(workload)
     for side, place, num_steps in turns(name):
-        if any((run["side"], run["place"]) == (side, place) for run in record["runs"]):
+        if side not in sides or any((run["side"], run["place"]) == (side, place) for run in record["runs"]):
             continue
         print(f"{name}: {side}, process {place + 1}", flush=True)
         configuration = benchmark.result["trl_configuration"] if side == "trl" else None
