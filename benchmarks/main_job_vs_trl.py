@@ -51,6 +51,7 @@ RESULT = RESULTS / "main_job_vs_trl.json"
 STEP_TIME = RESULTS / "step_time.json"
 RECIPE = "arithmetic"
 TARGET = 0.7
+TARGETS = (0.5, 0.6, 0.65, 0.7)
 EVERY = 5
 FIRST_STEPS = 5
 TRL, ONE_DRAW = "trl", "covey, one draw"
@@ -150,12 +151,29 @@ def trl_side(overrides: Sequence[str], configuration: dict[str, Any], arguments:
     }
 
 
-def seconds_to_target(series: Sequence[Sequence[float]]) -> float | None:
+def seconds_to(target: float, series: Sequence[Sequence[float]]) -> float | None:
     """Return the seconds of training after which accuracy is at the target and stays there at the next measurement."""
     for (seconds, accuracy), later in zip(series, [*series[1:], None], strict=True):
-        if accuracy >= TARGET and (later is None or later[1] >= TARGET):
+        if accuracy >= target and (later is None or later[1] >= target):
             return seconds
     return None
+
+
+def seconds_by_target(own: Sequence[dict[str, Any]], trl: dict[str, Any]) -> dict[str, Any]:
+    """Return for each accuracy when each of Covey's seeds and TRL got there; None: never in their time."""
+    found: dict[str, Any] = {}
+    for target in TARGETS:
+        seconds = [seconds_to(target, side["series"]) for side in own]
+        middle = median(second or math.inf for second in seconds)
+        trl_s = seconds_to(target, trl["series"])
+        found[f"{target:.0%}"] = {
+            "covey_s_by_seed": seconds,
+            "covey_s": middle if math.isfinite(middle) else None,
+            "trl_s": trl_s,
+            "trl_trained_s": trl["series"][-1][0],
+            "ratio": round(trl_s / middle, 2) if trl_s and math.isfinite(middle) else None,
+        }
+    return found
 
 
 def comparison(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -163,13 +181,13 @@ def comparison(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     own = [side for name, side in sides.items() if name not in (TRL, ONE_DRAW)]
     if own:
-        times = [seconds_to_target(side["series"]) or math.inf for side in own]
+        times = [seconds_to(TARGET, side["series"]) or math.inf for side in own]
         found["covey_step_s"] = round(median(second for side in own for second in side["step_s"][:FIRST_STEPS]), 2)
         found["covey_s_to_70_by_seed"] = [seconds if math.isfinite(seconds) else None for seconds in times]
         found["covey_s_to_70"] = median(times) if math.isfinite(median(times)) else None
     if TRL in sides:
         series = sides[TRL]["series"]
-        reached_s = seconds_to_target(series)
+        reached_s = seconds_to(TARGET, series)
         found["trl_step_s"] = round(median(sides[TRL]["step_s"][:FIRST_STEPS]), 2)
         found["trl_s_to_70"] = reached_s if reached_s is not None else series[-1][0]
         found["trl_reached_70"] = reached_s is not None
@@ -181,6 +199,7 @@ def comparison(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found["step_ratio"] = round(found["trl_step_s"] / found["covey_step_s"], 2)
         # If TRL has not reached the target, this is a lower bound.
         found["ratio_to_70"] = round(found["trl_s_to_70"] / found["covey_s_to_70"], 2) if found["covey_s_to_70"] else None
+        found["by_target"] = seconds_by_target(own, sides[TRL])
     return found
 
 

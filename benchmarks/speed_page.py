@@ -2,15 +2,15 @@
 
     python benchmarks/speed_page.py
 
-It reads benchmarks/results/{step_time,decode,plan,main_job_vs_trl,scaling}.json, as far as they exist, measures nothing, and writes
-what stands between the page's markers.
+It reads benchmarks/results/{step_time,decode,plan,main_job_vs_trl,scaling}.json, as far as they exist, measures nothing, and
+writes what stands between the page's markers.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +112,14 @@ def job_part(result: Mapping[str, Any]) -> str:
     """Return the comparison on the main job."""
     if "covey_step_s" not in result or "trl_step_s" not in result:
         return ABSENT
-    keys = (
-        ("covey_step_s", "trl_step_s", "step_ratio"),
-        ("covey_one_draw_step_s", "trl_step_s", "step_ratio_one_draw"),
-        ("covey_s_to_70", "trl_s_to_70", "ratio_to_70"),
-    )
-    names = ("seconds a step, the first five", "the same, one draw on both sides", "seconds of training to 70 %")
-    rows = [[name, *(number(result, key) for key in row)] for name, row in zip(names, keys, strict=True)]
-    seeds = ", ".join("never" if seconds is None else f"{seconds:.0f}" for seconds in result["covey_s_to_70_by_seed"])
-    bound = (
-        ""
-        if result["trl_reached_70"]
-        else " TRL had not reached it when its time was up: its figure and the ratio are lower bounds."
-    )
-    return table(["", "Covey", "TRL", "ratio"], rows) + f"\n\nCovey's seeds reached 70 % after {seeds} s.{bound}"
+    keys = (("covey_step_s", "trl_step_s", "step_ratio"), ("covey_one_draw_step_s", "trl_step_s", "step_ratio_one_draw"))
+    names = ("a step, the first five", "the same, one draw on both sides")
+    rows = [[name, "", *(number(result, key) for key in row)] for name, row in zip(names, keys, strict=True)]
+    for target, record in result["by_target"].items():
+        seeds = ", ".join("never" if seconds is None else f"{seconds:.0f}" for seconds in record["covey_s_by_seed"])
+        trl = number(record, "trl_s", 0) if record["trl_s"] else f"not in {record['trl_trained_s']:.0f}"
+        rows.append([f"training to {target}", seeds, number(record, "covey_s", 0), trl, number(record, "ratio")])
+    return table(["seconds of", "Covey's seeds", "Covey", "TRL", "ratio"], rows)
 
 
 def scaling_part(result: Mapping[str, Any]) -> str:
@@ -146,32 +140,34 @@ def scaling_part(result: Mapping[str, Any]) -> str:
 def scaling_picture(result: Mapping[str, Any]) -> str:
     """Return one panel an axis: seconds of a step, of its sampling, and GB, as SVG. Both axes begin at 0."""
     panels = [(axis, record["points"]) for axis, record in result.get("axes", {}).items() if record["points"]]
-    lines: list[str] = []
-    for place, (axis, points) in enumerate(panels):
-        left, top, width, height = 46 + 240 * place, 34, 170, 150
-        most_value, most_s, most_gb = (max(point[key] for point in points) for key in ("value", "total_s", "gb"))
-        frame = f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#868e96"/>'
-        lines += [frame, f'<text x="{left}" y="{top - 14}" font-weight="bold">{axis}</text>']
-        for key, most, colour, unit in (("total_s", most_s, "#0b7285", "s"), ("sampling_s", most_s, "#74c0fc", "s"),
-                                        ("gb", most_gb, "#e8590c", "GB")):  # fmt: skip
-            spots = [(left + width * p["value"] / most_value, top + height * (1 - p[key] / most)) for p in points]
-            drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-            lines.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
-            end = f"{points[-1][key]:.1f} {unit}"
-            lines.append(
-                f'<text x="{left + width + 5}" y="{spots[-1][1] + (12 if key == "gb" else 4):.1f}" fill="{colour}">{end}</text>'
-            )
-        lines += [
-            f'<text x="{left + width * p["value"] / most_value:.1f}" y="{top + height + 14}" text-anchor="middle">{p["value"]:.0f}</text>'
-            for p in points
-        ]
+    lines = [line for place, (axis, points) in enumerate(panels) for line in _panel(axis, points, left=46 + 240 * place)]
     size = 30 + 240 * max(1, len(panels))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} 240" font-family="sans-serif" font-size="11">'
-    legend = "dark: a step; light: its sampling; orange: memory"
     title = "<title>How a training step grows</title>"
-    note = f'<text x="46" y="228" fill="#495057">{legend}</text>'
+    note = '<text x="46" y="228" fill="#495057">dark: a step; light: its sampling; orange: memory</text>'
     return "\n".join([head, title, f'<rect width="{size}" height="240" fill="#ffffff"/>', *lines, note, "</svg>", ""])
+
+
+def _panel(axis: str, points: Sequence[Mapping[str, Any]], *, left: int) -> Iterator[str]:
+    top, width, height = 34, 170, 150
+    most = {key: max(point[key] for point in points) for key in ("value", "total_s", "gb")}
+    most["sampling_s"] = most["total_s"]  # On the scale of the whole step.
+    yield f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#868e96"/>'
+    yield f'<text x="{left}" y="{top - 14}" font-weight="bold">{axis}</text>'
+    places = [left + width * point["value"] / most["value"] for point in points]
+    for key, colour, unit, below in (
+        ("total_s", "#0b7285", "s", 4),
+        ("sampling_s", "#74c0fc", "s", 4),
+        ("gb", "#e8590c", "GB", 12),
+    ):
+        spots = [(x, top + height * (1 - point[key] / most[key])) for x, point in zip(places, points, strict=True)]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        yield f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots)
+        end = f"{points[-1][key]:.1f} {unit}"
+        yield f'<text x="{left + width + 5}" y="{spots[-1][1] + below:.1f}" fill="{colour}">{end}</text>'
+    for x, point in zip(places, points, strict=True):
+        yield f'<text x="{x:.1f}" y="{top + height + 14}" text-anchor="middle">{point["value"]:.0f}</text>'
 
 
 def described(result: Mapping[str, Any]) -> str:
