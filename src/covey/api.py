@@ -199,6 +199,9 @@ RESUMABLE_KEYS = {
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.rollouts_every",
+    "guard.enabled",
+    "guard.actions",
+    "guard.beta_factor",
 }
 
 

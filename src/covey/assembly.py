@@ -19,8 +19,10 @@ from covey.models.policy import Policy
 from covey.rewards.base import Reward, Rewarder
 from covey.rewards.length import with_overlong_penalty
 from covey.rewards.registry import find_reward, find_rewards
+from covey.rewards.workers import WorkerSpec
 from covey.rollout import RolloutSpec
 from covey.sampling import Sampling
+from covey.sections import RewardSection
 from covey.tasks.base import Task
 from covey.token_choice import TokenChoice
 from covey.types import Group
@@ -114,11 +116,29 @@ def evaluation_spec(recipe: Recipe) -> EvaluationSpec:
 def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
     """Return the reward and the gold verifier that the recipe names, the task's own where it names none."""
     section = recipe.reward
-    proxy = find_reward(section.name, key="reward.name") if section.name else task.proxy
+    proxy = find_reward(section.name, key="reward.name", options=section.options) if section.name else task.proxy
     if section.parts:
-        proxy = find_rewards(section.parts, section.combine, key="reward.parts", tie_break=section.tie_break)
-    gold = None if section.gold == "none" else find_reward(section.gold, key="reward.gold") if section.gold else task.gold
+        proxy = find_rewards(
+            section.parts, section.combine, key="reward.parts", options=section.options, tie_break=section.tie_break
+        )
+    gold = None if section.gold == "none" else named_gold(section) if section.gold else task.gold
     return Rewarder(proxy=proxy, gold=gold)
+
+
+def named_gold(section: RewardSection) -> Reward:
+    """Return the gold verifier that the recipe names."""
+    return find_reward(section.gold, key="reward.gold", options=section.gold_options)
+
+
+def worker_spec(recipe: Recipe) -> WorkerSpec:
+    """Return how reward functions run in processes of their own."""
+    reward = recipe.reward
+    return WorkerSpec(
+        num_workers=reward.num_workers,
+        timeout_s=reward.timeout_s,
+        batch_timeout_s=reward.batch_timeout_s,
+        max_memory_mb=reward.max_memory_mb,
+    )
 
 
 def with_length_penalty(rewarder: Rewarder, recipe: Recipe) -> Rewarder:

@@ -67,8 +67,11 @@ def save_checkpoint(
     state: Mapping[str, Any],
     log_sizes: Mapping[str, int],
     keep: int = 2,
+    kept_step: int | None = None,
 ) -> Path:
     """Save a checkpoint, remove all but the newest `keep` valid ones up to this step, and return its path.
+
+    The checkpoint of `kept_step` stays besides, however old it is.
 
     `tensors` and `texts` map file names to contents. No two tensors of a file may share memory: drop tied ones before.
     Sync the logs first: the manifest vouches for `log_sizes` bytes of them. `state["config_hash"]` is repeated in it.
@@ -90,7 +93,7 @@ def save_checkpoint(
         _write_manifest(temporary, {"step": step, "config_hash": state.get("config_hash"), "log_sizes": dict(log_sizes)})
         path = _publish(temporary, directory / f"step-{step:06d}")
         _remove_leftovers(directory, kinds=("old",))
-        _prune(path, step, keep)
+        _prune(path, step, keep, kept_step)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(f"saving step {step} failed: {error}. {_space(directory, num_bytes)}") from error
@@ -180,11 +183,13 @@ def _publish(temporary: Path, path: Path) -> Path:
     return path
 
 
-def _prune(saved: Path, step: int, keep: int) -> None:
+def _prune(saved: Path, step: int, keep: int, kept_step: int | None) -> None:
     """Remove the checkpoints before the newest `keep` valid ones. Steps after `step` are not this save's to judge."""
     num_valid = 0
     for path in _checkpoints(saved.parent):
         if path.name.startswith(".") or _step_of(path) > step:
+            continue
+        if _step_of(path) == kept_step and path != saved:
             continue
         if num_valid < keep:
             num_valid += path == saved or not verify_checkpoint(path)

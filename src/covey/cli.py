@@ -1,6 +1,7 @@
 """The command line. Heavy imports live inside the handlers, so that `covey --help` answers at once.
 
-Exit codes: 0 done; 1 unexpected failure; 2 something the user can correct; 75 stopped by a signal, saved, can be resumed.
+Exit codes: 0 done; 1 unexpected failure; 2 something the user can correct; 75 stopped by a signal, saved, can be resumed;
+3 a reward failed its audit, or the guard would have ended the run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from covey.cli_checks import CHECKS
+from covey.cli_common import AsJson, ModelArgument, Quiet, print_json, say, split_arguments
 from covey.tuning import start_tuned
 from covey.types import CoveyError
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from covey.evaluate import Row
 
 EXIT_WRONG_INPUT, EXIT_STOPPED = 2, 75
-_TUNED = {"train", "plan", "evaluate"}
+_TUNED = {"train", "plan", "evaluate", "control", "calibrate"}
 """Commands that compute for long enough to be worth a start with other settings."""
 
 app = typer.Typer(
@@ -31,10 +34,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 = greedy.")]
-ModelArgument = Annotated[str, typer.Argument(help="Bundled name, local directory, hub id, or a run directory.")]
 
 
 def main() -> None:
@@ -162,7 +162,8 @@ def evaluate(
 
     recipe = recipe_of(model)
     own = recipe.task
-    questions = find_task(task or own.name, level=level or own.level or "easy")
+    options = own.options if task in (None, own.name) else {}
+    questions = find_task(task or own.name, level=level or own.level or "easy", options=options)
     if part not in PARTS:
         raise CoveyError(f"--part {part!r} is none of {', '.join(PARTS)}")
     policy, engine = open_model(model, say=say)
@@ -294,9 +295,8 @@ def chat(
         typer.echo(printable(policy.decode(completion.token_ids)))
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return (recipes, overrides): an override is what has an equals sign in it."""
-    return [item for item in arguments if "=" not in item], [item for item in arguments if "=" in item]
+for command_name, command in CHECKS.items():
+    app.command(name=command_name)(command)
 
 
 def read_lines(prompt: str) -> Any:
@@ -309,13 +309,3 @@ def read_lines(prompt: str) -> Any:
         if not line.strip():
             return
         yield line
-
-
-def say(message: str) -> None:
-    """Print a line of progress on standard error: standard output is for the result."""
-    typer.echo(message, err=True)
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document on standard output."""
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))

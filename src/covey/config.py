@@ -15,19 +15,20 @@ from pydantic.fields import FieldInfo
 from covey.algorithm_section import ROW_KEYS, AlgorithmSection, row_defaults
 from covey.algos.filters import TOKEN_FILTERS
 from covey.algos.registry import ALGORITHMS, DEFAULT_ALGORITHM
+from covey.section import Section
 from covey.sections import (
     CheckpointSection,
     EngineSection,
     EvaluationSection,
+    GuardSection,
     LoraSection,
     ModelSection,
     RewardSection,
     RunSection,
     SamplingSection,
-    Section,
-    TaskSection,
     TrainSection,
 )
+from covey.task_section import TaskSection
 from covey.types import CoveyError
 
 
@@ -48,6 +49,7 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
+    guard: GuardSection = GuardSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
     @model_validator(mode="after")
@@ -83,6 +85,7 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
         _group_contradiction(recipe)
         or _update_contradiction(recipe)
         or _reward_contradiction(recipe)
+        or _guard_contradiction(recipe)
         or _adapter_contradiction(recipe)
     )
 
@@ -147,6 +150,14 @@ def _reward_contradiction(recipe: Recipe) -> str | None:
             f"reward.parts with algorithm.name={algorithm.name!r}: the row reads the reward as a share of success, "
             "which a sum of parts is not. Name one reward, or combine='product'"
         )
+    if recipe.reward.options and not (recipe.reward.name or recipe.reward.parts):
+        return "reward.options belongs to reward.name or reward.parts, and neither is given; name the reward"
+    if recipe.reward.parts and (
+        loose := [name for name, value in recipe.reward.options.items() if not isinstance(value, dict)]
+    ):
+        return f"reward.options.{loose[0]}: with reward.parts, options are a table under the part's name"
+    if recipe.reward.gold_options and recipe.reward.gold in ("", "none"):
+        return "reward.gold_options belongs to reward.gold, which names no verifier; set both"
     if train.overlong_penalty != 1.0 and not train.overlong_buffer:
         return f"train.overlong_penalty={train.overlong_penalty} belongs to train.overlong_buffer, which is 0; set both"
     if recipe.reward.tie_break != 0.1 and recipe.reward.combine != "lexicographic":
@@ -161,6 +172,18 @@ def _reward_contradiction(recipe: Recipe) -> str | None:
             f"train.overlong_buffer={train.overlong_buffer} must be smaller than "
             f"sampling.max_new_tokens={sampling.max_new_tokens}"
         )
+    return None
+
+
+def _guard_contradiction(recipe: Recipe) -> str | None:
+    guard = recipe.guard
+    if "raise_beta" in guard.actions.values() and not recipe.algorithm.beta:
+        return (
+            "guard.actions has raise_beta with algorithm.beta=0: there is no KL term to make heavier. Set algorithm.beta, or "
+            "choose another action"
+        )
+    if not guard.enabled and (guard.actions or guard.beta_factor != GuardSection().beta_factor):
+        return "guard.actions and guard.beta_factor belong to guard.enabled, which is false; set it true, or leave them out"
     return None
 
 

@@ -103,6 +103,14 @@ def rewind(run: RunDirectory, step: int, log_sizes: Mapping[str, int]) -> None:
 
 def restore(checkpoint: Checkpoint, state: RunState) -> None:
     """Put weights, optimizer and everything else that changes back to the checkpoint, bit for bit."""
+    restore_weights(checkpoint, state)
+    state.prompts.restore(checkpoint.state["prompts"])
+    for field, value in checkpoint.state["progress"].items():
+        setattr(state.progress, field, value)
+
+
+def restore_weights(checkpoint: Checkpoint, state: RunState) -> None:
+    """Put weights, reference, optimizer and coefficients back to the checkpoint; the run stands where it stood."""
     if state.policy.adapters is not None:
         load_adapter_state(state.policy.model, checkpoint.tensors(ADAPTER_WEIGHTS))
     else:
@@ -119,9 +127,6 @@ def restore(checkpoint: Checkpoint, state: RunState) -> None:
     learner.optimizer.load_state_dict(optimizer_state)
     learner.num_updates = checkpoint.state["num_updates"]
     learner.coefficients = Coefficients(**checkpoint.state["coefficients"])
-    state.prompts.restore(checkpoint.state["prompts"])
-    for field, value in checkpoint.state["progress"].items():
-        setattr(state.progress, field, value)
 
 
 def load_parameters(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
@@ -131,8 +136,11 @@ def load_parameters(model: PreTrainedModel, weights: Mapping[str, torch.Tensor])
             parameter.copy_(weights[name])
 
 
-def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task) -> Path:
-    """Save everything that `restore` needs, as a directory that transformers can load too."""
+def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task, kept_step: int | None = None) -> Path:
+    """Save everything that `restore` needs, as a directory that transformers can load too.
+
+    `kept_step`: the checkpoint of this step stays, however old it is.
+    """
     learner, policy = state.learner, state.policy
     optimizer_state = learner.optimizer.state_dict()["state"]
     logs = run.logs()
@@ -167,4 +175,5 @@ def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task
         },
         log_sizes={name: log.size for name, log in logs.items()},
         keep=recipe.checkpoint.keep,
+        kept_step=kept_step,
     )

@@ -9,11 +9,15 @@ from typing import Any
 
 from covey.distance import RowDistance
 from covey.evaluate import Row, summarise
+from covey.guard.watch import Judgement
 from covey.metrics import Metric, metric_values
 from covey.monitor.console import Console, StepRecord
 from covey.monitor.run_directory import RunDirectory, read_rows, write_rows
 from covey.monitor.sinks import SinkSet
 from covey.rollout import SampledGroups, rollout_rows
+
+LOUD = frozenset({"warning", "fallback", "guard_alarm", "guard_action"})
+"""Kinds of events that nobody should miss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +34,15 @@ class Recorder:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.run.logs()["events"].append({"step": step, "at": at, "kind": kind, "message": message, **fields})
         if kind != "error":
-            (self.console.warn if kind in ("warning", "fallback") else self.console.note)(message)
+            (self.console.warn if kind in LOUD else self.console.note)(message)
+
+    def guard(self, step: int, judgement: Judgement) -> None:
+        """Append what the guard has found to `guard.jsonl`, and show it."""
+        finding = judgement.finding
+        record = {"step": step, "detector": finding.detector, "level": finding.level, "action": judgement.action}
+        self.run.logs()["guard"].append({**record, "message": finding.message, "figures": dict(finding.figures)})
+        kind = "guard" if judgement.action == "note" else "guard_alarm"
+        self.event(step, kind, finding.message, detector=finding.detector, action=judgement.action)
 
     def step(
         self,

@@ -15,8 +15,9 @@ from covey.engines.base import Engine
 from covey.metrics import Max, Mean, Metric, Sum, mean_of
 from covey.models.policy import Policy
 from covey.rewards.base import Rewarder, Sample
+from covey.rewards.failures import error_kind
 from covey.sampling import Sampling, rollout_keys
-from covey.types import Completion, CoveyError, Group, Prompt, Rollout
+from covey.types import Completion, CoveyError, Group, Prompt, Rollout, Score
 
 
 def rewards_differ(group: Group) -> bool:
@@ -204,6 +205,8 @@ def rollout_metrics(
         "reward/mean": mean_of(rewards),
         "reward/std": mean_of([_std(rewards)] if len(rewards) > 1 else []),
         "reward/error_frac": mean_of(float(rollout.reward.value is None) for rollout in rollouts),
+        **failure_metrics("reward", [rollout.reward for rollout in rollouts]),
+        **failure_metrics("gold", [rollout.gold for rollout in rollouts if rollout.gold]),
         "gold/mean": mean_of(golds),
         "gold/error_frac": mean_of(float(rollout.gold.value is None) for rollout in rollouts if rollout.gold),
         "group/usable_frac": Mean(sum(map(has_signal, sampled.all)), num_groups),
@@ -224,6 +227,12 @@ def rollout_metrics(
             rollout.reward.parts[name] for rollout in rollouts if name in rollout.reward.parts
         )
     return metrics | part_spreads(sampled.all, part_weights or {})
+
+
+def failure_metrics(prefix: str, scores: Sequence[Score]) -> dict[str, Metric]:
+    """Return the share of completions that could not be scored for each reason that there was."""
+    kinds = Counter(kind for score in scores if (kind := error_kind(score)) is not None)
+    return {f"{prefix}/{kind}_frac": Mean(count, len(scores)) for kind, count in sorted(kinds.items())}
 
 
 def part_spreads(groups: Sequence[Group], part_weights: Mapping[str, float]) -> dict[str, Metric]:

@@ -1,36 +1,24 @@
 """The sections of a recipe: every option that users have, with its type, its bounds and its meaning.
 
-The algorithm's section has a file of its own, `algorithm_section.py`.
+The sections of algorithm and task have files of their own, `algorithm_section.py` and `task_section.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from covey.curriculum import CURRICULA
 from covey.engines.registry import ENGINES
+from covey.guard.table import DETECTORS
+from covey.guard.watch import ACTIONS, Action
 from covey.monitor.sinks import SINKS
 from covey.rewards.combine import COMBINATIONS, How
+from covey.section import Section
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A frozen part of the recipe in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        wanted = cls.model_fields[str(info.field_name)].annotation
-        members = get_args(wanted) if bool not in get_args(wanted) else ()
-        if isinstance(value, bool) and ({wanted, *members} & {int, float}):
-            raise ValueError("true and false are no numbers; give a number")
-        return value
 
 
 class RunSection(Section):
@@ -114,18 +102,21 @@ class EngineSection(Section):
         return name
 
 
-class TaskSection(Section):
-    name: str = Field("arithmetic", description="a row of the task table")
-    level: str = Field("easy", description="difficulty")
-
-
 class RewardSection(Section):
     name: str = Field("", description="what is optimised: a row of the reward table or module:function; empty = the task's own")
     parts: dict[str, float] = Field({}, description="instead of a name: rewards with their weights")
+    options: dict[str, Any] = Field({}, description="of the named reward; of parts, a table for each part that has any")
     combine: How = Field("sum", description=f"how parts become one reward: {', '.join(COMBINATIONS)}")
     tie_break: float = Field(0.1, gt=0, lt=1, description="share of a later part in a lexicographic reward")
     gold: str = Field("", description="verifier that is never optimised; empty = the task's own, 'none' = fly blind")
+    gold_options: dict[str, Any] = Field({}, description="options of the gold verifier")
     max_error_frac: float = Field(0.1, ge=0, le=1, description="stop if more completions than this cannot be scored")
+    num_workers: NotNegative = Field(
+        2, description="processes that reward functions run in; 0 = the training process, without a deadline"
+    )
+    timeout_s: float = Field(10.0, gt=0, description="deadline of a call for one completion")
+    batch_timeout_s: float = Field(60.0, gt=0, description="deadline of a call for a whole batch, of rewards that take batches")
+    max_memory_mb: NotNegative = Field(0, description="address space of a reward process; 0 = no limit")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -203,6 +194,21 @@ class EvaluationSection(Section):
     every: NotNegative = Field(20, description="steps between held-out evaluations; 0 = only before and after")
     num_prompts: Positive = Field(200, description="held-out prompts of each part, at most as many as the task has")
     samples_per_prompt: Positive = Field(1, description="completions a prompt at the training temperature")
+
+
+class GuardSection(Section):
+    enabled: bool = Field(True, description="watch over the run: detectors over proxy and gold, and what they ask for")
+    actions: dict[str, Action] = Field(
+        {}, description=f"what a detector's alarm does, by its name: {', '.join(ACTIONS)}; absent = the table's default"
+    )
+    beta_factor: float = Field(2.0, gt=1, description="algorithm.beta is multiplied by it when a detector asks for raise_beta")
+
+    @field_validator("actions")
+    @classmethod
+    def _are_detectors(cls, actions: dict[str, Action]) -> dict[str, Action]:
+        if unknown := set(actions) - set(DETECTORS):
+            raise ValueError(f"no such detector: {', '.join(sorted(unknown))}; there are {', '.join(DETECTORS)}")
+        return actions
 
 
 class CheckpointSection(Section):

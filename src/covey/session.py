@@ -27,6 +27,7 @@ from covey.assembly import (
     rollout_spec,
     stats_spec,
     with_length_penalty,
+    worker_spec,
 )
 from covey.batch import StatsSpec
 from covey.checkpoint import Checkpoint
@@ -36,6 +37,8 @@ from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
 from covey.evaluate import EvaluationSpec
+from covey.guard.replay import num_planned_looks, read_history
+from covey.guard.watch import Guard
 from covey.models.lora import adapted_layers, frozen_copy
 from covey.models.memory import affordable_tokens, available_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
@@ -44,6 +47,7 @@ from covey.monitor.environment import describe_machine, describe_versions, num_u
 from covey.monitor.run_directory import (
     SCHEMA_VERSION,
     RunDirectory,
+    read_jsonl,
     refuse_occupied,
     write_text_atomic,
 )
@@ -52,6 +56,7 @@ from covey.persistence import Progress, RunState, find_checkpoint, restore, rewi
 from covey.recorder import Recorder
 from covey.refusals import refuse_columns_without_data, refuse_different_ranks, refuse_long_prompts
 from covey.rewards.base import Reward, Rewarder
+from covey.rewards.workers import RewardWorkers
 from covey.rollout import RolloutSpec
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
@@ -72,7 +77,12 @@ class Session:
     rollouts: RolloutSpec
     stats: StatsSpec
     evaluation: EvaluationSpec
+    guard: Guard | None
+    """What watches over the run; None iff the recipe has switched it off."""
     run: RunDirectory
+    """Where this process writes: of several ranks, the main one's is the run's own."""
+    shared: RunDirectory
+    """The run's own directory, which holds its checkpoints."""
     recorder: Recorder
     ranks: Ranks
     closing: ExitStack
@@ -104,11 +114,13 @@ def open_session(
     with ExitStack() as closing:
         closing.callback(console.close)
         torch.set_num_threads(recipe.run.num_threads or max(1, num_usable_cores() // ranks.num_local))
-        task = task or find_task(recipe.task.name, level=recipe.task.level)
+        task = task or find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
         task.check()
+        for note in task.notes:
+            console.warn(note)
         plain_rewarder = rewarder or make_rewarder(recipe, task)
         refuse_columns_without_data(plain_rewarder, task)
-        rewarder = with_length_penalty(plain_rewarder, recipe)
+        rewarder = with_length_penalty(isolated(plain_rewarder, recipe, run, ranks, closing), recipe)
         policy = open_policy(recipe, task, console)
         num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
         warn_of_small_micro_batches(recipe, num_tokens, console)
@@ -118,13 +130,15 @@ def open_session(
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         write_text_atomic(own_run.recipe, recipe.to_toml())
         if not own_run.env.exists():
-            facts = describe_run(recipe, policy, task, rewarder, ranks) | {"micro_batch_tokens": num_tokens}
+            facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
             write_text_atomic(own_run.env, json.dumps(facts, indent=1) + "\n")
         warn_of_other_numbers(own_run, console, ranks)
         names = recipe.run.sinks if ranks.is_main else ()
         sinks = SinkSet(open_sinks(names, run.path.name, run.path, recipe.model_dump()), console.warn)
         closing.callback(sinks.close)
         go_on_from(checkpoint, state, own_run, ranks)
+        ranks.barrier()  # Of a run that goes on, every rank reads what the main one has put back.
+        guard = open_guard(recipe, run) if recipe.guard.enabled else None
         engine = open_engine(recipe, policy, console)
         closing.callback(engine.close)
         recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
@@ -140,11 +154,29 @@ def open_session(
             rollouts=rollout_spec(recipe, rewarder.proxy),
             stats=stats_spec(recipe, rewarder.proxy),
             evaluation=evaluation_spec(recipe),
+            guard=guard,
             run=own_run,
+            shared=run,
             recorder=recorder,
             ranks=ranks,
             closing=closing.pop_all(),
         )
+
+
+def isolated(rewarder: Rewarder, recipe: Recipe, run: RunDirectory, ranks: Ranks, closing: ExitStack) -> Rewarder:
+    """Return the rewarder with its functions in worker processes: a pool for the proxy, and one for gold, which so cannot
+    touch each other. What the functions print is kept in the run directory.
+
+    Raises:
+        CoveyError: a function cannot be sent to another process, or not be loaded there.
+    """
+    log = run.reward_output if ranks.is_main else None
+    pools = [closing.enter_context(RewardWorkers(worker_spec(recipe), log=log)) for _ in range(2)]
+    proxy = pools[0].isolated(rewarder.proxy)
+    gold = None if rewarder.gold is None else pools[1].isolated(rewarder.gold)
+    for pool in pools:
+        pool.start()
+    return Rewarder(proxy=proxy, gold=gold)
 
 
 def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks: Ranks) -> int:
@@ -281,7 +313,7 @@ def command_line(words: Sequence[str]) -> list[str]:
     return [program, *words[1:]] if program == "covey" else [program]
 
 
-def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder, ranks: Ranks) -> dict[str, Any]:
+def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rewarder, ranks: Ranks) -> dict[str, Any]:
     """Return what goes into `env.json`."""
     identity = dataclasses.asdict(policy.identity)
     versions = describe_versions()
@@ -298,12 +330,24 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, rewarder: Rewarder,
         "num_ranks": ranks.count,
         "compute_dtype": str(policy.compute_dtype).removeprefix("torch."),
         "model": identity,
+        "reward_range": list(success_range(plain_rewarder.proxy)),
         "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.has_reference else None,
-        "has_gold": rewarder.gold is not None,
+        "has_gold": plain_rewarder.gold is not None,
         "task": task.name,
         "algorithm": recipe.algorithm.name,
         "formula": "; ".join(describe_objective(recipe)),
     }
+
+
+def open_guard(recipe: Recipe, run: RunDirectory) -> Guard:
+    """Return the guard of a run, which has seen what the run has recorded so far."""
+    num_looks = num_planned_looks(num_steps=recipe.train.num_steps, every=recipe.evaluation.every)
+    guard = Guard(planned_looks=num_looks, group_size=recipe.train.group_size, actions=recipe.guard.actions)
+    if run.eval.is_file():
+        history = read_history(run)
+        guard.looks, guard.steps = list(history.looks), list(history.steps)
+        guard.gravest = {record["detector"]: record["level"] for record in read_jsonl(run.guard)}
+    return guard
 
 
 def success_range(reward: Reward) -> tuple[float, float]:
@@ -314,5 +358,6 @@ def success_range(reward: Reward) -> tuple[float, float]:
 def save_session(session: Session) -> None:
     """Save everything that a resumed session needs, as a directory that transformers can load too."""
     if session.ranks.is_main:
-        save_state(session.run, session.recipe, session.state, task=session.task)
+        best = session.guard.best_step() if session.guard is not None and session.guard.may_roll_back else None
+        save_state(session.run, session.recipe, session.state, task=session.task, kept_step=best)
     session.ranks.barrier()

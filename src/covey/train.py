@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 from covey.batch import make_tokens
 from covey.distance import RowDistance, row_distances
-from covey.evaluate import MODES, evaluate
+from covey.evaluate import evaluate
 from covey.interrupts import stop_on_signals
 from covey.learner import refresh_reference
 from covey.metrics import Metric, Sum, metric_values
 from covey.monitor.profile import CLIPPING, OPTIMIZER, Profile
+from covey.oversight import (
+    is_best_so_far,
+    is_due,
+    judge,
+    modes_of,
+    oversee_step,
+    parts_to_measure,
+    questions_of,
+    show_look,
+)
 from covey.rollout import SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
 from covey.session import Session, save_session
-from covey.tasks.base import Part
 from covey.types import CoveyError
 
 
@@ -29,8 +38,8 @@ def train(session: Session, profile: Profile | None = None) -> bool:
     clock = Clock(progress.elapsed_s, profile)
     if progress.is_checked:
         left = 0 if progress.is_over else recipe.train.num_steps - progress.step
-        done = "the run has spent its algorithm.kl_budget" if progress.is_over else "all steps are done"
-        message = f"going on after step {progress.step}, {left} to go" if left else f"{done}: nothing is left to train"
+        done = "the run was ended early, events.jsonl says why," if progress.is_over else "all steps are done"
+        message = f"going on after step {progress.step}, {left} to go" if left else f"{done} and nothing is left to train"
         session.recorder.event(progress.step, "resumed", message)
     with stop_on_signals() as stop, errors_recorded(session):
         load_and_prove_weights(session.engine, session.state.policy, progress.policy_version, ranks=ranks)
@@ -42,7 +51,8 @@ def train(session: Session, profile: Profile | None = None) -> bool:
         while not is_finished(session) and not is_stopped:
             train_step(session, clock)
             is_stopped = ranks.any(stop.is_requested)
-            if is_due(progress.step, recipe.checkpoint.every) and not is_finished(session):
+            is_saved = is_due(progress.step, recipe.checkpoint.every) or is_best_so_far(session)
+            if is_saved and not is_finished(session):
                 with clock.phase("checkpoint_s"):
                     save_session(session)
             if profile is not None:
@@ -110,13 +120,16 @@ def train_step(session: Session, clock: Clock) -> None:
     if reference is not None and is_due(step, algorithm.reference_every):
         refresh_reference(reference, session.state.policy.model, mix=algorithm.reference_mix)
     progress.step = step
-    end_if_budget_is_spent(session, metrics)
-    if is_due(step, recipe.evaluation.every) or is_finished(session):
-        evaluate_parts(session, clock, ("choose", "test") if is_finished(session) else ("choose",))
     metrics |= prompts.curriculum_metrics() | {
         "optimizer/num_updates": Sum(session.state.learner.num_updates),
         "policy/version": Sum(progress.policy_version),
     }
+    end_if_budget_is_spent(session, metrics)
+    if is_due(step, recipe.evaluation.every) or is_finished(session):
+        evaluate_parts(session, clock, parts_to_measure(session))
+    oversee_step(session, sampled, metrics)
+    if is_finished(session):
+        evaluate_parts(session, clock, ("test",))
     progress.elapsed_s = clock.elapsed_s
     num_tokens = metrics["tokens/generated"].value
     timing = clock.lap(num_tokens=num_tokens)
@@ -182,18 +195,21 @@ def prepare(session: Session, clock: Clock) -> None:
     for line in checked:
         session.recorder.event(0, "self_check", line)
     clock.restart()  # The checks and the measurement before training are not training time.
-    evaluate_parts(session, clock, ("choose", "test"))
+    evaluate_parts(session, clock, (*parts_to_measure(session), "test"))
+    judge(session)
     session.recorder.time(0, clock.lap(num_tokens=0) | {"elapsed_s": 0.0})
     clock.restart()
     session.state.progress.is_checked = True
+    if is_best_so_far(session):
+        save_session(session)
 
 
-def evaluate_parts(session: Session, clock: Clock, parts: tuple[Part, ...]) -> None:
-    """Measure the present policy on held-out parts, greedily and at the training temperature."""
+def evaluate_parts(session: Session, clock: Clock, parts: Sequence[str]) -> None:
+    """Measure the present policy on held-out parts."""
     with clock.phase("evaluate_s"):
         for part in parts:
-            prompts = session.task.held_out.get(part, ())[: session.recipe.evaluation.num_prompts]
-            for mode in MODES if prompts else ():
+            prompts = questions_of(session, part)
+            for mode in modes_of(part) if prompts else ():
                 rows = evaluate(
                     prompts,
                     session.evaluation,
@@ -204,6 +220,7 @@ def evaluate_parts(session: Session, clock: Clock, parts: tuple[Part, ...]) -> N
                     ranks=session.ranks,
                 )
                 session.recorder.evaluation(session.state.progress.step, part=part, mode=mode, rows=rows)
+                show_look(session, part=part, mode=mode, rows=rows)
 
 
 @contextmanager
@@ -214,11 +231,6 @@ def errors_recorded(session: Session) -> Generator[None]:
     except CoveyError as error:
         session.recorder.event(session.state.progress.step, "error", str(error))
         raise
-
-
-def is_due(step: int, every: int) -> bool:
-    """Return whether something that happens each `every` steps happens after `step`; never for 0."""
-    return every > 0 and step % every == 0
 
 
 class Clock:

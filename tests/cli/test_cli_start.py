@@ -47,7 +47,22 @@ def test_help_comes_at_once(help_page: tuple[Finished, float]) -> None:
 
 def test_help_names_every_command(help_page: tuple[Finished, float]) -> None:
     finished, _ = help_page
-    assert COMMANDS == ["algorithms", "chat", "convert-config", "evaluate", "export", "fetch", "plan", "report", "train"]
+    assert [
+        *(
+            "algorithms",
+            "audit",
+            "calibrate",
+            "chat",
+            "control",
+            "convert-config",
+            "evaluate",
+            "export",
+            "fetch",
+            "guard",
+            "plan",
+        ),
+        *("report", "tasks", "train"),
+    ] == COMMANDS
     assert [command for command in COMMANDS if command not in finished.out] == []
 
 

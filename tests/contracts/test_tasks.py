@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
 
@@ -12,9 +14,9 @@ import pytest
 from tests.builders import make_sample
 
 from covey.rewards.base import safe_score
-from covey.rewards.registry import REWARDS
+from covey.rewards.registry import find_reward
 from covey.tasks.arithmetic import probes
-from covey.tasks.base import PARTS, Task, probe_sample, training_prompts
+from covey.tasks.base import PARTS, TRUE_ANSWER, Task, probe_sample, training_prompts
 from covey.tasks.registry import TASK_LEVELS, TASKS, find_task
 from covey.types import CoveyError, Prompt
 
@@ -28,6 +30,24 @@ PINNED_IDS = {
     ("arithmetic", "easy"): "b8301626316aee37",
     ("arithmetic", "medium"): "c2326d4ace6be716",
     ("arithmetic", "hard"): "fb7ec51ea9c720f6",
+    ("comparison", "easy"): "8ce1685c6f8afec9",
+    ("comparison", "medium"): "9c1684140889d5b9",
+    ("comparison", "hard"): "3a6268f31d4f735b",
+    ("sorting", "easy"): "c6011075c54e838a",
+    ("sorting", "medium"): "0f6fba94cbb145ad",
+    ("sorting", "hard"): "067b4fe6ea270b4f",
+    ("countdown", "easy"): "3fa3cea97c525c79",
+    ("countdown", "medium"): "62d491057f18b2d4",
+    ("countdown", "hard"): "936b7ec3ed7e86bf",
+    ("word_problems", "easy"): "ba176c8ec6876e5d",
+    ("word_problems", "medium"): "95e109277a66f619",
+    ("word_problems", "hard"): "eafce5e1737c1570",
+    ("format_following", "easy"): "d87e12ab3baa8954",
+    ("format_following", "medium"): "47d205c67a7acdd7",
+    ("format_following", "hard"): "94f9c08cf1dc81fd",
+    ("letters", "easy"): "daa969506b497754",
+    ("letters", "medium"): "735f1883421b5610",
+    ("letters", "hard"): "8a984d87220c53b6",
 }
 
 
@@ -97,6 +117,54 @@ def test_every_question_has_a_text_an_answer_and_the_name_of_its_task(name: str,
     task = task_of(name, level)
     assert {prompt.task for prompt in task.train} == {task.name}
     assert all(prompt.text and prompt.answer is not None for prompt in [*task.train, *held_out(task)])
+
+
+@every_row
+def test_no_single_answer_is_right_for_many_questions(name: str, level: str):
+    """Else always giving it would look like skill."""
+    answers = Counter(str(prompt.answer) for prompt in held_out(task_of(name, level)))
+    assert max(answers.values()) / answers.total() < 0.3
+
+
+@every_row
+def test_every_question_of_the_guard_part_has_a_twin_with_its_answer(name: str, level: str):
+    task = task_of(name, level)
+    assert {prompt.prompt_id for prompt in task.held_out["guard"]} == set(task.twins)
+    assert all(task.twins[prompt.prompt_id].answer == prompt.answer for prompt in task.held_out["guard"])
+
+
+@every_row
+def test_there_are_enough_honeypots_and_each_has_a_key_that_is_wrong(name: str, level: str):
+    task = task_of(name, level)
+    assert len(task.honeypots) >= 32
+    for prompt in task.honeypots:
+        truth = make_sample(prompt.tags[TRUE_ANSWER], prompt=prompt)
+        assert safe_score(task.proxy, truth).value == 0.0, prompt.text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_one_level_measures_is_trained_on_at_no_level(name: str):
+    """Else a model trained on one level would be measured on another with questions that it has seen."""
+    tasks = [task_of(name, level) for level in TASK_LEVELS[name]]
+    trained = {prompt.messages for task in tasks for prompt in task.train}
+    measured = [prompt for task in tasks for prompt in [*held_out(task), *task.twins.values(), *task.honeypots]]
+    assert not [prompt.prompt_id for prompt in measured if prompt.messages in trained]
+
+
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"arithmetic"}))
+def test_a_question_lies_on_one_side_of_the_split_at_every_level(name: str):
+    """What makes a question is its id behind the level: neither names nor the order of what may be swapped."""
+    tasks = [task_of(name, level) for level in TASK_LEVELS[name]]
+    sides = [{canonical_of(prompt) for task in tasks for prompt in part_of(task)} for part_of in (trained_on, held_out)]
+    assert sides[0].isdisjoint(sides[1])
+
+
+def trained_on(task: Task) -> Sequence[Prompt]:
+    return task.train
+
+
+def canonical_of(prompt: Prompt) -> str:
+    return prompt.prompt_id.split("/", 2)[2]
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
@@ -183,7 +251,7 @@ def test_the_probes_of_any_question_are_judged_as_they_say(level: str):
     assert wrong == []
 
 
-GOLD = REWARDS["asserted_number"]
+GOLD = find_reward("asserted_number", key="task.verifier")
 
 # n is the answer. None of these says that the answer is n and nothing else.
 CHEATS = {
@@ -260,10 +328,3 @@ def test_gold_pays_a_right_answer_in_any_of_these_wordings(wording: str):
         if safe_score(GOLD, make_sample(completion, prompt=prompt)).value != 1.0:
             unpaid.append(f"{completion!r} to {prompt.text!r}")
     assert unpaid == []
-
-
-def test_what_one_level_holds_out_is_trained_on_at_no_level():
-    """Else a model trained on one level would be measured on another with questions that it has seen."""
-    tasks = [task_of("arithmetic", level) for level in TASK_LEVELS["arithmetic"]]
-    trained = {prompt.messages for task in tasks for prompt in task.train}
-    assert not [prompt.prompt_id for task in tasks for prompt in held_out(task) if prompt.messages in trained]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.digits import SMALL, digest, digit_share, leave_out_slow_parts, resume_digits, stop_at, train_digits, weights_of
+from tests.reward_cases import NEEDED_OPTIONS
 from tests.short_runs import QUESTIONS, options, train
 
 import covey
@@ -15,7 +16,7 @@ from covey.api import Run, plan_lines
 from covey.config import Recipe
 from covey.monitor.run_directory import RunDirectory, read_rows
 from covey.rewards.base import FunctionReward, Sample
-from covey.rewards.registry import REWARDS
+from covey.rewards.registry import REWARDS, find_reward
 from covey.types import CoveyError, Message, Prompt, Score
 
 pytestmark = pytest.mark.usefixtures("in_model_directory")
@@ -34,7 +35,8 @@ def test_five_lines_train_a_model() -> None:
     assert isinstance(run, covey.Run)
     assert run.path == Path("runs/run")
     assert [row["step"] for row in run.metrics] == [1, 2]
-    assert {(row["step"], row["part"]) for row in run.evaluation} == {(0, "choose"), (0, "test"), (2, "choose"), (2, "test")}
+    parts = ("choose", "guard", "test")
+    assert {(row["step"], row["part"]) for row in run.evaluation} == {(step, part) for step in (0, 2) for part in parts}
     assert run.model_path == Path("runs/run/checkpoints/step-000002")
     assert "flying blind" in run.summary
 
@@ -221,4 +223,5 @@ def test_the_public_names_are_there() -> None:
 
 
 def test_the_shipped_rewards_are_rewards() -> None:
-    assert all(reward.name == name and reward.low < reward.high for name, reward in REWARDS.items())
+    rewards = {name: find_reward(name, key="reward.name", options=NEEDED_OPTIONS.get(name, {})) for name in REWARDS}
+    assert all(reward.name == name and reward.low < reward.high for name, reward in rewards.items())

@@ -195,14 +195,6 @@ def takes_text(text: str) -> float:
     return 0.0
 
 
-async def later(completion: str) -> float:
-    return 0.0
-
-
-async def later_for_trl(completions: list[str]) -> list[float]:
-    return [0.0] * len(completions)
-
-
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no reward": ({"prompts": QUESTIONS}, r"prompts were given without a reward; give reward=function"),
     "no prompts": ({"reward": digit_share}, r"reward and gold functions go with prompts"),
@@ -226,8 +218,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompts": [{"prompt": "a", "id": "x", "text": "b"}, {"prompt": "b", "id": "y"}], "reward": takes_text},
         r"'takes_text' has a parameter 'text', but prompt 'y' has no column of that name",
     ),
-    "TRL coroutine": ({"prompts": QUESTIONS, "reward": later_for_trl}, r"'later_for_trl' is a coroutine function"),
-    "coroutine": ({"prompts": QUESTIONS, "reward": later}, r"'later' is a coroutine function"),
     "gold parameter": ({"prompts": QUESTIONS, "reward": digit_share, "gold": takes_text}, r"'takes_text' has a parameter"),
     "not a function": ({"prompts": QUESTIONS, "reward": "digit_share"}, r"reward"),
     "ambiguous": ({"prompts": QUESTIONS, "reward": digit_share, "name": "x"}, r"option 'name'.*run__name, model__name"),

@@ -29,11 +29,16 @@ def message_of(*overrides: str) -> str:
         ("train.num_stpes=3", "train.num_stpes", "did you mean 'num_steps'?"),
         ("trian.num_steps=3", "trian", "did you mean 'train'?"),
         ("sampling.temprature=1", "sampling.temprature", "did you mean 'temperature'?"),
-        ("reward.qqqq=1", "reward.qqqq", "known here: name, parts, combine, tie_break, gold, max_error_frac"),
+        (
+            "reward.qqqq=1",
+            "reward.qqqq",
+            "known here: name, parts, options, combine, tie_break, gold, gold_options, max_error_frac, num_workers, timeout_s, "
+            "batch_timeout_s, max_memory_mb",
+        ),
         (
             "qqqq.num_steps=3",
             "qqqq",
-            "known here: run, model, lora, engine, task, reward, algorithm, sampling, train, evaluation, checkpoint",
+            "known here: run, model, lora, engine, task, reward, algorithm, sampling, train, evaluation, guard, checkpoint",
         ),
         ("train.num.steps=3", "train.num.steps", "did you mean 'num_steps'?"),
     ],

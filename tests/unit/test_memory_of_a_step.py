@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 MOST_GB = 5.5
-"""Weights, their gradients and AdamW's moments are 2.2 GB, rounded weights and a micro-batch of 2,048 tokens the most of the rest."""
+"""Weights, their gradients and AdamW's moments are 2.2 GB; most of the rest is rounded weights and a micro-batch."""
 
 WORKER = """
 import json, random, resource, torch

@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text()
 
 LISTS = [
     *("ENV_KEYS", "TIMING_KEYS", "EVAL_KEYS", "EVAL_COLUMNS", "ROLLOUT_COLUMNS"),
-    *("PROFILE_KEYS", "PROFILE_PHASE_KEYS"),
+    *("GUARD_KEYS", "PROFILE_KEYS", "PROFILE_PHASE_KEYS"),
 ]
 
 
@@ -36,6 +36,7 @@ def documented() -> dict[str, set[str]]:
     evaluations, columns = section("eval.jsonl").split("`evals/*.parquet` columns:")
     profile, phases = section("profile.json").split("Each row of `phases` has")
     return {
+        "GUARD_KEYS": first_column(section("guard.jsonl")),
         "PROFILE_KEYS": first_column(profile),
         "PROFILE_PHASE_KEYS": first_column(phases),
         "ENV_KEYS": quoted(section("env.json")),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.builders import make_prompt, make_reward
 
-from covey.rewards.registry import REWARDS
-from covey.tasks.base import Probe, Task, probe_sample, training_prompts
+from covey.rewards.registry import find_reward
+from covey.tasks.base import TRUE_ANSWER, Probe, Task, probe_sample, training_prompts
 from covey.types import CoveyError, Prompt
 
 
@@ -22,8 +23,8 @@ TASK = Task(
     name="small",
     train=questions(1, 2, 3),
     held_out={"choose": questions(4), "guard": questions(5), "test": questions(6)},
-    proxy=REWARDS["last_number"],
-    gold=REWARDS["asserted_number"],
+    proxy=find_reward("last_number", key="task.verifier"),
+    gold=find_reward("asserted_number", key="task.verifier"),
     probes=[
         Probe(prompt=questions(7)[0], completion="7", is_right=True),
         Probe(prompt=questions(7)[0], completion="8", is_right=False),
@@ -78,6 +79,50 @@ def test_a_task_without_verifier_passes():
 def test_a_probe_is_an_untruncated_sample_of_its_prompt():
     sample = probe_sample(TASK.probes[0])
     assert (sample.prompt, sample.completion, sample.is_truncated) == (TASK.probes[0].prompt, "7", False)
+
+
+# --- twins and honeypots --------------------------------------------------------------------------------------------------
+
+TWIN = make_prompt("5/twin", "Say which number is 5.", answer=5)
+
+
+def honeypot(*, key: int = 60, true_answer: str = "6") -> Prompt:
+    prompt = make_prompt("6/honeypot", "What is 6?", answer=key)
+    return dataclasses.replace(prompt, tags={TRUE_ANSWER: true_answer})
+
+
+def test_a_twin_of_a_guard_question_and_a_honeypot_pass():
+    dataclasses.replace(TASK, twins={"5": TWIN}, honeypots=[honeypot()]).check()
+
+
+def test_a_twin_of_a_question_that_is_not_guarded_is_caught():
+    with pytest.raises(CoveyError, match="twin of '4', which is no question of held-out part 'guard'"):
+        dataclasses.replace(TASK, twins={"4": TWIN}).check()
+
+
+def test_a_twin_in_the_very_words_of_its_question_is_caught():
+    same = dataclasses.replace(questions(5)[0], prompt_id="5/twin")
+    with pytest.raises(CoveyError, match="the twin of '5' has its very words"):
+        dataclasses.replace(TASK, twins={"5": same}).check()
+
+
+@pytest.mark.parametrize("changes", [{"twins": {"5": questions(1)[0]}}, {"honeypots": questions(1)}], ids=["twin", "honeypot"])
+def test_a_training_question_among_twins_or_honeypots_is_caught(changes: dict[str, Any]):
+    with pytest.raises(CoveyError, match="prompt id '1' occurs twice"):
+        dataclasses.replace(TASK, **changes).check()
+
+
+@pytest.mark.parametrize("where", ["twins", "honeypots"])
+def test_a_training_question_among_them_under_another_id_is_caught(where: str):
+    leaked = dataclasses.replace(TASK.train[0], prompt_id="other")
+    changes: dict[str, Any] = {"twins": {"5": leaked}} if where == "twins" else {"honeypots": [leaked]}
+    with pytest.raises(CoveyError, match=f"set of {where} holds training question 'other'"):
+        dataclasses.replace(TASK, **changes).check()
+
+
+def test_a_honeypot_whose_key_is_right_is_caught():
+    with pytest.raises(CoveyError, match=r"'asserted_number' gives 1\.0 to '6' for 'What is 6\?'; 0\.0 is right"):
+        dataclasses.replace(TASK, honeypots=[honeypot(key=6)]).check()
 
 
 # --- the training stream -----------------------------------------------------------------------------------------------

@@ -226,14 +226,6 @@ def test_a_generator_is_a_list_of_numbers():
     assert [score.value for score in scores] == [0.5, 1.0]
 
 
-def test_a_coroutine_function_is_refused():
-    async def reward(completions: list[str]) -> list[float]:
-        return [1.0]
-
-    with pytest.raises(CoveyError, match=r"'reward' is a coroutine function; Covey awaits nothing"):
-        as_reward(reward)
-
-
 def test_a_missing_column_is_an_error_that_names_the_prompt():
     def reward(completions: list[str], solution: list[str]) -> list[float]:
         return [1.0] * len(completions)

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 ENV_KEYS = (
     *("schema_version", "covey_version", "name", "created_at", "command", "machine", "versions", "num_threads", "num_ranks"),
     *("settings", "micro_batch_tokens"),
-    *("compute_dtype", "model", "reference", "has_gold", "task", "algorithm", "formula"),
+    *("compute_dtype", "model", "reward_range", "reference", "has_gold", "task", "algorithm", "formula"),
 )
 TIMING_KEYS = (
     *("step", "elapsed_s", "rollout_s", "reward_s", "scoring_s", "update_s", "load_weights_s", "evaluate_s"),
@@ -34,6 +34,7 @@ EVAL_KEYS = (
     *("gold_gain", "gold_gain_low", "gold_gain_high", "proxy_gain", "proxy_gain_low", "proxy_gain_high"),
     *("length_mean", "truncated_frac", "error_frac"),
 )
+GUARD_KEYS = ("step", "detector", "level", "action", "message", "figures")
 PROFILE_KEYS = (
     *("first_step", "last_step", "num_steps", "step_median_s", "step_p90_s", "sampled_tokens_per_s", "trained_tokens_per_s"),
     *("peak_rss_bytes", "phases"),
@@ -124,9 +125,18 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint_of(self, step: int) -> Path:
+        """The directory of a step's checkpoint."""
+        return self.checkpoints / f"step-{step:06d}"
+
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def reward_output(self) -> Path:
+        """What reward functions print."""
+        return self.path / "reward-output.log"
 
     @property
     def profile(self) -> Path:

@@ -85,7 +85,7 @@ def plan_recipe(recipe: Recipe, *, task: Task | None = None) -> Plan:
     num_threads = recipe.run.num_threads or num_usable_cores()
     torch.set_num_threads(num_threads)
     free, interpreter = available_bytes(), resident_bytes()
-    task = task or find_task(recipe.task.name, level=recipe.task.level)
+    task = task or find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
     ticks = Ticks()
     policy = open_policy(recipe, task, ticks)
     prompts = [policy.encode(prompt.messages) for prompt in task.train[:_NUM_PROMPTS_READ]]

@@ -14,6 +14,7 @@ from covey.report.stats import PHASES
 # Okabe & Ito's palette for the colour-blind (https://jfly.uni-koeln.de/color/), with lighter twins for a dark page.
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 SKY, PURPLE, AMBER, GREY = "#56b4e9", "#b0588f", "#e69f00", "#8a8f98"
+ALARM = "#c92a2a"
 INK, RULE, PAPER = "#3b4351", "#e3e6ea", "#fffffe"
 DARK = {
     BLUE: "#58a9ee",
@@ -23,6 +24,7 @@ DARK = {
     PURPLE: "#e396c6",
     AMBER: "#f2b93b",
     GREY: "#8d949e",
+    ALARM: "#ff7b7b",
     INK: "#c9d1d9",
     RULE: "#30363d",
     PAPER: "#161b22",

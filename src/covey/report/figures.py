@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from covey.report.charts import BLUE, INK, ORANGE, PAPER, RULE, Chart, Line, Panel
+from covey.report.charts import ALARM, BLUE, INK, ORANGE, PAPER, RULE, Chart, Line, Panel
 from covey.report.load import Row, Run
 
 _BAND_OPACITY = "24"  # hexadecimal: 14 %
@@ -73,6 +73,7 @@ def main_figure(run: Run) -> go.Figure | None:
             style = {"line": line, "mode": "lines+markers", **whiskers, **_interval_hover(rows, score)}
             _add_line(figure, run, rows, f"{score}_mean", label, **style)
     _add_test_part(figure, run)
+    _add_alarms(figure, run)
     values = [value for trace in figure.data for value in trace.y]
     is_share = all(0.0 <= value <= 1.0 for value in values)
     figure.update_layout(
@@ -88,6 +89,18 @@ def _add_test_part(figure: go.Figure, run: Run) -> None:
     marker = {"symbol": "diamond", "size": 10, "color": INK}
     style = {"mode": "markers", "marker": marker, "error_y": _whiskers(rows, "gold"), **_interval_hover(rows, "gold")}
     _add_line(figure, run, rows, "gold_mean", "gold, test part", **style)
+
+
+def _add_alarms(figure: go.Figure, run: Run) -> None:
+    """Draw a line from bottom to top where the guard spoke."""
+    values = [value for trace in figure.data for value in trace.y]
+    bottom, top = min(0.0, *values, 0.0), max(values, default=1.0)
+    for row in run.guard:
+        if row["action"] != "note":
+            style = {"mode": "lines", "line": {"color": ALARM, "width": 1.6, "dash": "dash"}, "hoverinfo": "name"}
+            label = f"guard: {row['detector'].replace('_', ' ')}"
+            positions = _positions(run, [row, row])
+            figure.add_scatter(x=positions["steps"], y=[bottom, top], name=label, legendgroup=label, meta=positions, **style)
 
 
 def _whiskers(rows: Sequence[Row], score: str) -> dict[str, Any]:

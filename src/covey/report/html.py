@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from covey.monitor.run_directory import write_text_atomic
 from covey.report.charts import CHARTS, DARK, reward_parts_chart
 from covey.report.figures import chart_figure, main_figure, step_rows
+from covey.report.guard import guard_view
 from covey.report.load import Row, Run, load_run
 from covey.report.stats import comparison, duration, evenly_spaced, fates, is_right, paired, phase_totals, verdict
 
@@ -48,6 +49,7 @@ def report_html(run: Run) -> str:
         run=run,
         is_right=is_right,
         verdict=verdict(run),
+        guard=guard_view(run),
         facts=_facts(run),
         has_main=main is not None,
         has_minutes=any(row.get("elapsed_s") is not None for row in run.timing if row["step"] > 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Run:
     evals: Sequence[Row]
     """By step, one row for each part and mode."""
     events: Sequence[Row]
+    guard: Sequence[Row] = ()
+    """What the guard has found, in order."""
     profile: Row | None = None
     """None = the run was not profiled."""
 
@@ -67,8 +69,13 @@ class Run:
 
     def last_rollouts(self) -> tuple[int, list[Row]]:
         """Return the newest step with recorded training completions, and these; (0, []) if there is none."""
-        paths = sorted(self.directory.rollouts.glob("step-*.parquet"))
-        return (int(paths[-1].stem.removeprefix("step-")), [*read_rows(paths[-1])]) if paths else (0, [])
+        return next(self.rollouts_before(self.last_step, num_files=1), (0, []))
+
+    def rollouts_before(self, step: int, *, num_files: int) -> Iterator[tuple[int, list[Row]]]:
+        """Yield the newest recorded steps up to `step` with their training completions, newest first."""
+        steps = sorted(int(path.stem.removeprefix("step-")) for path in self.directory.rollouts.glob("step-*.parquet"))
+        for number in [number for number in reversed(steps) if number <= step][:num_files]:
+            yield number, [*read_rows(self.directory.rollouts_of(number))]
 
 
 def load_run(run_path: Path) -> Run:
@@ -82,6 +89,7 @@ def load_run(run_path: Path) -> Run:
         timing=_latest(read_jsonl(directory.timing), "step"),
         evals=_latest(read_jsonl(directory.eval), "step", "part", "mode"),
         events=read_jsonl(directory.events),
+        guard=read_jsonl(directory.guard),
         profile=json.loads(directory.profile.read_text(encoding="utf-8")) if directory.profile.is_file() else None,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from covey.report.guard import guard_sentences
 from covey.report.load import Row, Run
 
 PHASES = {
@@ -85,7 +86,7 @@ def verdict(run: Run) -> Verdict:
         notes = ["Whether the answers became better is not known: nothing but the reward being optimised has judged them."]
     if not run.has_gold:
         headline = f"No gold verifier: this run is flying blind. {headline}"
-    return Verdict(headline=headline, notes=(*notes, progress(run)), tone=tone)
+    return Verdict(headline=headline, notes=(*guard_sentences(run), *notes, progress(run)), tone=tone)
 
 
 def progress(run: Run) -> str:
@@ -168,9 +169,10 @@ def _change(run: Run, pair: Comparison, *, score: str, noun: str) -> tuple[str, 
 
 
 def _without_comparison(run: Run) -> str:
-    if not run.evals:
+    known = [row for row in run.evals if (row["part"], row["mode"]) in _PREFERENCE]
+    if not known:
         return "No held-out evaluation yet: nothing can be said about learning."
-    first = min(run.evals, key=lambda row: _PREFERENCE.index((row["part"], row["mode"])))
+    first = min(known, key=lambda row: _PREFERENCE.index((row["part"], row["mode"])))
     mean = first["gold_mean"] if run.has_gold else first["proxy_mean"]
     noun, value = ("Held-out accuracy", _percent) if run.has_gold else ("The held-out proxy reward", _plain)
     shown = "not recorded" if mean is None else value(mean)

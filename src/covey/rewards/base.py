@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from covey.rewards.failures import failure_text
 from covey.types import CoveyError, Prompt, Score
 
 
@@ -59,6 +59,8 @@ class FunctionReward:
     high: float = 1.0
     columns: tuple[str, ...] = ()
     """The columns of the data row that the function cannot do without."""
+    runs_inline: bool = False
+    """Whether it may run in the training process where rewards run in workers: its time is bounded, and it changes nothing."""
 
     def __call__(self, sample: Sample) -> Score:
         return self.score(sample)
@@ -73,6 +75,39 @@ _ARGUMENTS: dict[str, Callable[[Sample], Any]] = {
 """What a user's function may ask for, by parameter name, whatever columns the data has."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """What the parameters of a user's function ask for."""
+
+    name: str
+    """Of the function."""
+    wanted: tuple[str, ...]
+    optional: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def of(self, sample: Sample) -> dict[str, Any]:
+        """Return the arguments of a call.
+
+        Raises:
+            CoveyError: the prompt lacks a column.
+        """
+        row = sample.prompt.columns
+        arguments = {argument: _ARGUMENTS[argument](sample) for argument in self.wanted}
+        arguments |= {column: row[column] for column in self.optional if column in row}
+        return arguments | {column: value_of_column(sample.prompt, column, self.name) for column in self.columns}
+
+
+def arguments_of(function: Callable[..., Any], name: str) -> Arguments:
+    """Return what the function's parameters ask for by their names."""
+    wanted, optional, columns = [], [], []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in _ARGUMENTS:
+            wanted.append(parameter.name)
+        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            (columns if parameter.default is parameter.empty else optional).append(parameter.name)
+    return Arguments(name=name, wanted=tuple(wanted), optional=tuple(optional), columns=tuple(columns))
+
+
 def reward_from_function(function: Callable[..., Any], *, low: float = 0.0, high: float = 1.0) -> FunctionReward:
     """Return a Reward that calls `function` with what its parameters name: completion, answer, prompt, sample, or a column.
 
@@ -84,22 +119,34 @@ def reward_from_function(function: Callable[..., Any], *, low: float = 0.0, high
     """
     name = name_of(function)
     refuse_coroutine(function, name)
-    wanted, optional, columns = [], [], []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in _ARGUMENTS:
-            wanted.append(parameter.name)
-        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            (columns if parameter.default is parameter.empty else optional).append(parameter.name)
+    arguments = arguments_of(function, name)
 
     def score(sample: Sample) -> Score:
-        row = sample.prompt.columns
-        arguments = {argument: _ARGUMENTS[argument](sample) for argument in wanted}
-        arguments |= {column: row[column] for column in optional if column in row}
-        arguments |= {column: value_of_column(sample.prompt, column, name) for column in columns}
-        result = function(**arguments)
-        return result if isinstance(result, Score) else Score(value=None if result is None else float(result))
+        return score_of_result(function(**arguments.of(sample)), name)
 
-    return FunctionReward(name=name, score=score, low=low, high=high, columns=tuple(columns))
+    return FunctionReward(name=name, score=score, low=low, high=high, columns=arguments.columns)
+
+
+def score_of_result(result: Any, name: str) -> Score:
+    """Return what a user's function gave back as a Score.
+
+    Raises:
+        CoveyError: it is no number, bool, Score or None.
+    """
+    if isinstance(result, Score):
+        return result
+    if result is None:
+        return Score(value=None)
+    try:
+        value = float(result)
+        if isinstance(result, str | bytes | bytearray):
+            raise TypeError("a text is no number, whatever it says")
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = type(result).__name__
+        raise CoveyError(
+            f"reward {name!r} returned a value of type {kind}; return one number, a bool, a Score or None"
+        ) from error
+    return Score(value=value)
 
 
 def value_of_column(prompt: Prompt, column: str, name: str) -> Any:
@@ -133,14 +180,19 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
+def is_coroutine(function: Callable[..., Any]) -> bool:
+    """Whether calling the function returns something to await."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 def refuse_coroutine(function: Callable[..., Any], name: str) -> None:
     """Raise if calling the function would return something to await.
 
     Raises:
         CoveyError: it would.
     """
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-        raise CoveyError(f"reward {name!r} is a coroutine function; Covey awaits nothing: give an ordinary function")
+    if is_coroutine(function):
+        raise CoveyError(f"reward {name!r} is a coroutine function; Covey awaits nothing here: let `as_reward` make the reward")
 
 
 def as_reward(
@@ -148,13 +200,14 @@ def as_reward(
 ) -> Reward:
     """Return the Reward of whatever a user may give as one.
 
-    A Reward as it is; a function wrapped with the declared range, also one written for TRL (`covey.rewards.trl`); the
+    A Reward as it is; a function or coroutine function wrapped with the declared range, also one written for TRL; the
     weighted sum of a list of them (`reward_weights`, 1 each if not given) or of a mapping from names to a reward or to a
     pair (reward, weight). The range is that of each function.
 
     Raises:
         CoveyError: it is none of these, or the range is empty.
     """
+    from covey.rewards.asynchronous import awaited, reward_from_coroutine
     from covey.rewards.combine import reward_of_list, reward_of_mapping
     from covey.rewards.trl import is_trl_function, reward_from_trl
 
@@ -171,7 +224,9 @@ def as_reward(
     low, high = reward_range
     if not low < high:
         raise CoveyError(f"reward_range={reward_range}: the first number must be smaller than the second")
-    return (reward_from_trl if is_trl_function(reward) else reward_from_function)(reward, low=low, high=high)
+    if is_trl_function(reward):
+        return reward_from_trl(awaited(reward) if is_coroutine(reward) else reward, low=low, high=high)
+    return (reward_from_coroutine if is_coroutine(reward) else reward_from_function)(reward, low=low, high=high)
 
 
 def safe_score(reward: Reward, sample: Sample) -> Score:
@@ -179,15 +234,16 @@ def safe_score(reward: Reward, sample: Sample) -> Score:
     started = time.monotonic()
     try:
         score = with_plain_values(reward(sample))
-    except (Exception, SystemExit):  # Whatever a user's function raises is data about it; it must not end the run here.
-        return Score(value=None, error=traceback.format_exc(limit=-3), elapsed_s=time.monotonic() - started)
+    except (Exception, SystemExit) as error:  # Whatever a user's function raises is data about it, and must not end the run.
+        return Score(value=None, error=failure_text(error), elapsed_s=time.monotonic() - started)
     return within_range(reward, score, elapsed_s=time.monotonic() - started)
 
 
 def score_all(reward: Reward, samples: Sequence[Sample]) -> list[Score]:
     """Return the scores of all samples: from one call if the reward takes batches, and else one by one.
 
-    A call that fails leaves every sample of its batch without a value. The time of a batch is divided evenly.
+    A call that fails leaves every sample of its batch without a value. The time of a batch is divided evenly, but for scores
+    that bring their own.
     """
     if not isinstance(reward, ScoresBatches):
         return [safe_score(reward, sample) for sample in samples]
@@ -198,22 +254,22 @@ def score_all(reward: Reward, samples: Sequence[Sample]) -> list[Score]:
         scores = [with_plain_values(score) for score in reward.score_batch(samples)]
         if len(scores) != len(samples):
             raise CoveyError(f"{reward.name} returned {len(scores)} scores for {len(samples)} completions; give one for each")
-    except (Exception, SystemExit):  # As in safe_score.
-        scores = [Score(value=None, error=traceback.format_exc(limit=-3))] * len(samples)
+    except (Exception, SystemExit) as error:  # As in safe_score.
+        scores = [Score(value=None, error=failure_text(error))] * len(samples)
     elapsed_s = (time.monotonic() - started) / len(samples)
-    return [within_range(reward, score, elapsed_s=elapsed_s) for score in scores]
+    return [within_range(reward, score, elapsed_s=score.elapsed_s or elapsed_s) for score in scores]
 
 
 def within_range(reward: Reward, score: Score, *, elapsed_s: float) -> Score:
     """Return the score with the time it took; a value outside the declared range is taken from it, with the reason."""
     if score.value is None:
-        return replace(score, error=score.error or f"{reward.name} returned None", elapsed_s=elapsed_s)
+        return replace(score, error=score.error or f"none: {reward.name} returned None", elapsed_s=elapsed_s)
     if bad := [name for name, part in score.parts.items() if not math.isfinite(part)]:
-        error = f"{reward.name}: the part {bad[0]!r} is {score.parts[bad[0]]}; give a finite number"
+        error = f"invalid: {reward.name}: the part {bad[0]!r} is {score.parts[bad[0]]}; give a finite number"
         return replace(score, value=None, error=error, elapsed_s=elapsed_s)
     if not (math.isfinite(score.value) and reward.low <= score.value <= reward.high):
         error = (
-            f"{reward.name} returned {score.value}, outside its declared range [{reward.low}, {reward.high}]; "
+            f"invalid: {reward.name} returned {score.value}, outside its declared range [{reward.low}, {reward.high}]; "
             "scale it, or declare the range it really has"
         )
         return replace(score, value=None, error=error, elapsed_s=elapsed_s)
@@ -221,15 +277,23 @@ def within_range(reward: Reward, score: Score, *, elapsed_s: float) -> Score:
 
 
 def with_plain_values(score: Score) -> Score:
-    """Return the score with plain floats and text in it, whatever number types a user's function has put there."""
-    if isinstance(score.value, str):
-        raise TypeError(f"the value of a Score must be a number, not the text {score.value!r}")
-    return replace(
-        score,
-        value=None if score.value is None else float(score.value),
-        parts={str(name): float(part) for name, part in score.parts.items()},
-        extracted=None if score.extracted is None else str(score.extracted),
-    )
+    """Return the score with plain floats and text in it, whatever number types a user's function has put there.
+
+    Raises:
+        CoveyError: it is no Score, or there is something else than numbers in it.
+    """
+    try:
+        if isinstance(score.value, str):
+            raise TypeError(f"the value is the text {score.value!r}")
+        return replace(
+            score,
+            value=None if score.value is None else float(score.value),
+            parts={str(name): float(part) for name, part in score.parts.items()},
+            extracted=None if score.extracted is None else str(score.extracted),
+            error=None if score.error is None else str(score.error),
+        )
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise CoveyError(f"a {type(score).__name__} came back for a completion; return a Score, with numbers in it") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

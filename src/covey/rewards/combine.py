@@ -1,4 +1,4 @@
-"""One reward made of several: their weighted sum, their product, or one after the other as a tie-break."""
+"""One reward made of several: their weighted sum, product or minimum, or one after the other as a tie-break."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from covey.rewards.base import Reward, Sample, as_reward, score_all
 from covey.types import CoveyError, Score
 
-How = Literal["sum", "product", "lexicographic"]
+How = Literal["sum", "product", "lexicographic", "min"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,11 @@ def gated(values: Sequence[float], parts: Sequence[Part], *, tie_break: float) -
     return math.prod(values)
 
 
+def lowest(values: Sequence[float], parts: Sequence[Part], *, tie_break: float) -> float:
+    """Return min_k r_k: of several verifiers from 0 to 1, what the strictest gives. Fooling one of them earns nothing."""
+    return min(values)
+
+
 def lexicographic(values: Sequence[float], parts: Sequence[Part], *, tie_break: float) -> float:
     """Return u_1 + c u_2 + c^2 u_3 ..., with c = tie_break and u = (r - low) / (high - low).
 
@@ -59,6 +64,7 @@ COMBINATIONS: dict[str, Combination] = {
     "sum": Combination(title="sum", combine=weighted_sum, takes_weights=True, takes_any_range=True),
     "product": Combination(title="product", combine=gated, takes_weights=False, takes_any_range=False),
     "lexicographic": Combination(title="ranking", combine=lexicographic, takes_weights=False, takes_any_range=True),
+    "min": Combination(title="minimum", combine=lowest, takes_weights=False, takes_any_range=False),
 }
 
 

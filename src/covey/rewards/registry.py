@@ -3,31 +3,81 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from covey.rewards.base import FunctionReward, Reward, as_reward
 from covey.rewards.combine import CombinedReward, How, combine_rewards
-from covey.rewards.numeric import asserted_number, last_number
+from covey.rewards.math import math_answer
+from covey.rewards.numeric import asserted_number, last_number, numeric
+from covey.rewards.options import checked_options
+from covey.rewards.pattern import pattern, tags
+from covey.rewards.schema import json_answer
+from covey.rewards.shape import CosineLength, repetition, with_cosine_length
+from covey.rewards.text import choice, exact
 from covey.types import CoveyError
 
-REWARDS: dict[str, Reward] = {
-    "last_number": FunctionReward(name="last_number", score=last_number),
-    "asserted_number": FunctionReward(name="asserted_number", score=asserted_number),
-}
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
-def find_reward(name: str, *, key: str) -> Reward:
-    """Return the reward named in the recipe under `key`: a row of the table or "module:function".
+def make_last_number() -> FunctionReward:
+    """Return the reward for a last number that is the answer."""
+    return FunctionReward(name="last_number", score=last_number, runs_inline=True)
+
+
+def make_asserted_number() -> FunctionReward:
+    """Return the reward for the answer as the only number."""
+    return FunctionReward(name="asserted_number", score=asserted_number, runs_inline=True)
+
+
+def cosine_length(
+    *, of: str = "asserted_number", of_options: Mapping[str, Any] = NO_OPTIONS, max_tokens: int = 0, at_limit: float = 0.5
+) -> CosineLength:
+    """Return another row's reward with right answers worth less the longer they are.
 
     Raises:
-        CoveyError: there is no such reward.
+        CoveyError: the row is unknown, or there is no token limit.
+    """
+    return with_cosine_length(find_reward(of, key="of", options=of_options), max_tokens=max_tokens, at_limit=at_limit)
+
+
+REWARDS: Mapping[str, Callable[..., Reward]] = {
+    "last_number": make_last_number,
+    "asserted_number": make_asserted_number,
+    "exact": exact,
+    "choice": choice,
+    "numeric": numeric,
+    "math": math_answer,
+    "json": json_answer,
+    "tags": tags,
+    "pattern": pattern,
+    "repetition": repetition,
+    "cosine_length": cosine_length,
+}
+"""By name: what makes the reward. Its keyword-only parameters are the reward's options."""
+
+
+def find_reward(name: str, *, key: str, options: Mapping[str, Any] = NO_OPTIONS) -> Reward:
+    """Return the reward named in the recipe under `key`, a row of the table or "module:function", with its options.
+
+    Raises:
+        CoveyError: there is no such reward, or an option is unknown or wrong.
     """
     if name in REWARDS:
-        return REWARDS[name]
+        try:
+            return REWARDS[name](**checked_options(REWARDS[name], options))
+        except CoveyError as error:
+            raise CoveyError(f"{key}={name!r}: {error}") from error
     module, _, attribute = name.partition(":")
     if not attribute:
         raise CoveyError(
             f"{key}={name!r} is not a reward. Choose one of {', '.join(REWARDS)}, or name your own as 'module:function'"
+        )
+    if options:
+        raise CoveyError(
+            f"{key}={name!r} is your own function and takes no options, but {', '.join(options)} came: give its parameters "
+            "defaults in its module"
         )
     try:
         function = getattr(importlib.import_module(module), attribute)
@@ -36,15 +86,24 @@ def find_reward(name: str, *, key: str) -> Reward:
     return as_reward(function)
 
 
-def find_rewards(weights: Mapping[str, float], how: How, *, key: str, tie_break: float = 0.1) -> CombinedReward:
-    """Return the rewards named in the recipe under `key`, with their weights, as one.
+def find_rewards(
+    weights: Mapping[str, float],
+    how: How,
+    *,
+    key: str,
+    options: Mapping[str, Mapping[str, Any]] = NO_OPTIONS,
+    tie_break: float = 0.1,
+) -> CombinedReward:
+    """Return the rewards named in the recipe under `key`, with their weights, as one. `options` are those of each part.
 
     A part has the name of its row or function; the whole "module:function" where two functions have the same name.
 
     Raises:
-        CoveyError: there is no such reward, or they do not go together in this way.
+        CoveyError: there is no such reward, they do not go together in this way, or there are options for no part.
     """
-    found = {name: find_reward(name, key=key) for name in weights}
+    if strangers := [name for name in options if name not in weights]:
+        raise CoveyError(f"there are options for {strangers[0]!r}, which is none of the {key}: {', '.join(weights)}")
+    found = {name: find_reward(name, key=key, options=options.get(name, NO_OPTIONS)) for name in weights}
     names = [reward.name for reward in found.values()]
     return combine_rewards(
         {(reward.name if names.count(reward.name) == 1 else name): (reward, weights[name]) for name, reward in found.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from covey.rewards.base import Reward, Sample, safe_score
@@ -14,6 +14,9 @@ Part = Literal["choose", "guard", "test"]
 PARTS: tuple[Part, ...] = ("choose", "guard", "test")
 """Held-out parts. The first is for choosing (settings, checkpoints), the second for watching over a run independently of
 such choices, the third for the figures that are reported: nothing may be chosen on it."""
+
+TRUE_ANSWER = "true_answer"
+"""Tag of a honeypot: a completion that is right in truth, and that the honeypot's key therefore must not pay."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +41,14 @@ class Task:
     """Never optimised."""
     probes: Sequence[Probe]
     """Right answers and cheats, for the self-check."""
+    twins: Mapping[str, Prompt] = field(default_factory=dict)
+    """By the prompt id of a question of the guard part: the same question in other words, names or order. What a model
+    has understood it answers as well there as in the words that it was trained on."""
+    honeypots: Sequence[Prompt] = ()
+    """Questions with a key that is wrong by construction, for measuring alone: what earns their reward has not found the
+    answer but a way around it."""
+    notes: Sequence[str] = ()
+    """What a user should know of how the questions were made, such as how many rows of a file were left out."""
 
     def check(self) -> None:
         """Raise unless ids are unique, no held-out question is trained on, and gold pays right answers and no cheat.
@@ -46,16 +57,21 @@ class Task:
             CoveyError: naming the first question or completion that is wrong.
         """
         seen: set[str] = set()
-        for prompt in [*self.train, *(prompt for part in self.held_out.values() for prompt in part)]:
+        measured = [prompt for part in self.held_out.values() for prompt in part]
+        for prompt in [*self.train, *measured, *self.twins.values(), *self.honeypots]:
             if prompt.prompt_id in seen:
                 raise CoveyError(f"task {self.name!r}: prompt id {prompt.prompt_id!r} occurs twice; ids must be unique")
             seen.add(prompt.prompt_id)
         trained = {prompt.messages for prompt in self.train}
-        for part, prompts in self.held_out.items():
+        untrained: dict[str, Sequence[Prompt]] = {f"held-out part {part!r}": self.held_out[part] for part in self.held_out}
+        untrained |= {"set of twins": [*self.twins.values()], "set of honeypots": self.honeypots}
+        for where, prompts in untrained.items():
             shared = [prompt.prompt_id for prompt in prompts if prompt.messages in trained]
             if shared:
-                raise CoveyError(f"task {self.name!r}: held-out part {part!r} holds training question {shared[0]!r}")
-        for probe in self.probes:
+                raise CoveyError(f"task {self.name!r}: {where} holds training question {shared[0]!r}")
+        self._check_twins()
+        probes = [*self.probes, *(honeypot_probe(prompt) for prompt in self.honeypots if TRUE_ANSWER in prompt.tags)]
+        for probe in probes:
             if self.gold is None:
                 break
             verdict = safe_score(self.gold, probe_sample(probe))
@@ -64,6 +80,19 @@ class Task:
                     f"task {self.name!r}: its verifier {self.gold.name!r} gives {verdict.value} to {probe.completion!r} for "
                     f"{probe.prompt.text!r}; {float(probe.is_right)} is right. {verdict.error or ''}"
                 )
+
+    def _check_twins(self) -> None:
+        guarded = {prompt.prompt_id: prompt for prompt in self.held_out.get("guard", ())}
+        for prompt_id, twin in self.twins.items():
+            if prompt_id not in guarded:
+                raise CoveyError(f"task {self.name!r}: twin of {prompt_id!r}, which is no question of held-out part 'guard'")
+            if twin.messages == guarded[prompt_id].messages:
+                raise CoveyError(f"task {self.name!r}: the twin of {prompt_id!r} has its very words; it must differ from it")
+
+
+def honeypot_probe(honeypot: Prompt) -> Probe:
+    """Return the answer that is right in truth, which must earn nothing: the key says otherwise."""
+    return Probe(prompt=honeypot, completion=honeypot.tags[TRUE_ANSWER], is_right=False)
 
 
 def probe_sample(probe: Probe) -> Sample:

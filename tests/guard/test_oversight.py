@@ -1,0 +1,153 @@
+"""The guard inside real runs of the tiny model: with detectors that are planted, so that they speak when a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tests.digits import leave_out_slow_parts, newest, resume_digits, stop_at, train_digits, weights_of
+from tests.guard.test_watch import finding, planted
+
+from covey.guard.history import Finding, History
+from covey.guard.replay import read_history
+from covey.guard.table import DETECTORS
+from covey.guard.watch import replay
+from covey.monitor.run_directory import RunDirectory, read_jsonl
+from covey.types import CoveyError
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_slow_parts(monkeypatch)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return request.node.name.removeprefix("test_")[:60]
+
+
+def speaks_after(step: int, level: Any = "critical") -> Callable[[History], Finding | None]:
+    """Return a detector that has something to say from a step on."""
+
+    def find(history: History) -> Finding | None:
+        newest = history.steps[-1].step if history.steps else 0
+        return finding(level, number=newest) if newest >= step else None
+
+    return find
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, find: Callable[[History], Finding | None], action: str) -> None:
+    for name in list(DETECTORS):
+        monkeypatch.delitem(DETECTORS, name)
+    monkeypatch.setitem(DETECTORS, "planted", planted("planted", find, action=action))
+
+
+def events_of(run: Path, kind: str) -> list[str]:
+    return [row["message"] for row in read_jsonl(run / "events.jsonl") if row["kind"] == kind]
+
+
+def test_an_alarm_that_stops_ends_the_run_after_its_step(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(4), "stop")
+    run = train_digits(directory, name)
+    assert [row["step"] for row in run.metrics] == [1, 2, 3, 4]
+    [record] = read_jsonl(run.path / "guard.jsonl")
+    assert (record["step"], record["detector"], record["level"], record["action"]) == (4, "planted", "critical", "stop")
+    assert events_of(run.path, "guard_action") == ["the guard ends the run after step 4"]
+    assert [row["step"] for row in run.evaluation if row["part"] == "test"] == []  # This task has no test questions.
+
+
+def test_a_stopped_run_does_not_go_on(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(2), "stop")
+    run = train_digits(directory, name)
+    before = weights_of(run.path)
+    again = resume_digits(directory, name)
+    assert weights_of(again.path) == before
+    assert [row["step"] for row in again.metrics] == [1, 2]
+
+
+@pytest.mark.parametrize("action", ["note", "warn", "off"])
+def test_an_alarm_that_only_speaks_leaves_the_weights_identical(monkeypatch: pytest.MonkeyPatch, directory: Path, action: str):
+    alone = train_digits(directory, f"without a guard {action}", guard__enabled=False)
+    plant(monkeypatch, speaks_after(2), "stop")
+    run = train_digits(directory, f"with one that {action}s", guard__actions={"planted": action})
+    assert weights_of(run.path) == weights_of(alone.path)
+    assert [row["step"] for row in run.metrics] == [1, 2, 3, 4, 5, 6]
+
+
+def test_rolling_back_ends_with_the_weights_of_the_best_checkpoint(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(5), "roll_back")
+    # All looks are equal, so that the first, before training, is the best one.
+    run = train_digits(directory, name, gold=lambda completion: 0.5)
+    assert events_of(run.path, "guard_action") == [
+        "the guard ends the run after step 5 with the weights of step 0, its best by gold"
+    ]
+    start = load_file(directory / "model" / "model.safetensors")
+    after = load_file(newest(run.path) / "model.safetensors")
+    assert all(bool((start[key] == after[key]).all()) for key in after)
+    assert (run.path / "checkpoints" / "step-000000").is_dir()
+
+
+def test_the_best_checkpoint_outlives_newer_ones(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(99), "roll_back")
+    run = train_digits(directory, name, gold=lambda completion: 0.5, checkpoint__every=1, checkpoint__keep=2)
+    kept = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    assert kept == ["step-000000", "step-000005", "step-000006"]
+
+
+def test_beta_is_raised_by_the_factor(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(2), "raise_beta")
+    run = train_digits(directory, name, beta=0.1, guard__beta_factor=3.0)
+    assert [row["kl/beta"] for row in run.metrics] == pytest.approx([0.1, 0.1, 0.3, 0.3, 0.3, 0.3])
+
+
+def test_raising_beta_without_a_kl_term_is_refused(directory: Path, name: str):
+    with pytest.raises(CoveyError, match="no KL term"):
+        train_digits(directory, name, guard__actions={"exploit_mass": "raise_beta"})
+
+
+def test_a_detector_that_does_not_exist_is_refused(directory: Path, name: str):
+    with pytest.raises(CoveyError, match="no such detector: exploitmass"):
+        train_digits(directory, name, guard__actions={"exploitmass": "stop"})
+
+
+def test_a_run_that_goes_on_has_a_guard_that_has_seen_the_same(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    seen: list[tuple[int, ...]] = []
+
+    def find(history: History) -> Finding | None:
+        seen.append(tuple(step.step for step in history.steps))
+        return None
+
+    plant(monkeypatch, find, "stop")
+    train_digits(directory, name, reward=stop_at(directory / name, 3))
+    seen.clear()
+    resume_digits(directory, name)
+    assert seen[-1] == (1, 2, 3, 4, 5, 6)
+
+
+def test_the_replay_of_a_run_says_what_the_run_said(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(3, "warn"), "stop")
+    run = train_digits(directory, name)
+    recorded = [(row["step"], row["detector"], row["level"], row["action"]) for row in read_jsonl(run.path / "guard.jsonl")]
+    history = read_history(RunDirectory.open(run.path))
+    replayed = [(j.finding.step, j.finding.detector, j.finding.level, j.action) for j in replay(history, {})]
+    assert replayed == recorded == [(3, "planted", "warn", "warn")]
+
+
+def test_it_sees_only_the_steps_whose_completions_are_saved(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    seen: list[int] = []
+
+    def find(history: History) -> Finding | None:
+        seen.append(len(history.steps))
+        return None
+
+    plant(monkeypatch, find, "stop")
+    train_digits(directory, name, rollouts_every=3)
+    assert seen[-1] == 2
