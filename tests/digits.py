@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "num_steps": 6,
     "evaluation__every": 3,
     "checkpoint__every": 2,
+    "guard__enabled": False,  # It keeps the first checkpoint, and has tests of its own.
     "reward__num_workers": 0,  # Rewards here act on their test from within.
 }
 """Options of a run that takes about a second. Groups of four still have rewards that differ, mostly."""

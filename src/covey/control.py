@@ -19,7 +19,7 @@ from covey.evaluate import prompt_means
 from covey.monitor.run_directory import RunDirectory, read_rows, write_text_atomic
 from covey.report.stats import comparison
 from covey.rewards.base import Rewarder
-from covey.rewards.control import CONTROLS
+from covey.rewards.control import CONTROLS, control_reward
 from covey.stats import Interval, mean_interval
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
@@ -82,7 +82,7 @@ def train_arm(recipe: Recipe, name: str, directory: Path, *, task: Task, rewarde
     own = make_recipe(values)
     if run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") != own.to_toml():
         raise CoveyError(f"{run.path} was made from another recipe; name another directory, or remove it")
-    proxy = rewarder.proxy if name == TRUE else CONTROLS[name](reward=rewarder.proxy, seed=recipe.run.seed)
+    proxy = rewarder.proxy if name == TRUE else control_reward(name, rewarder.proxy, seed=recipe.run.seed)
     is_finished = run_session(own, run, task=task, rewarder=Rewarder(proxy=proxy, gold=rewarder.gold), quiet=quiet)
     if not is_finished:
         raise CoveyError(f"{run.path} was stopped and saved; give the same command again to go on")

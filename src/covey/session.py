@@ -37,8 +37,8 @@ from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
 from covey.evaluate import EvaluationSpec
-from covey.guard.replay import num_planned_looks, read_history
-from covey.guard.watch import Guard
+from covey.guard.replay import num_planned_looks
+from covey.guard.watch import Guard, open_guard
 from covey.models.lora import adapted_layers, frozen_copy
 from covey.models.memory import affordable_tokens, available_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
@@ -47,7 +47,6 @@ from covey.monitor.environment import describe_machine, describe_versions, num_u
 from covey.monitor.run_directory import (
     SCHEMA_VERSION,
     RunDirectory,
-    read_jsonl,
     refuse_occupied,
     write_text_atomic,
 )
@@ -138,7 +137,7 @@ def open_session(
         closing.callback(sinks.close)
         go_on_from(checkpoint, state, own_run, ranks)
         ranks.barrier()  # Of a run that goes on, every rank reads what the main one has put back.
-        guard = open_guard(recipe, run) if recipe.guard.enabled else None
+        guard = guard_of(recipe, run)
         engine = open_engine(recipe, policy, console)
         closing.callback(engine.close)
         recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
@@ -339,15 +338,12 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rew
     }
 
 
-def open_guard(recipe: Recipe, run: RunDirectory) -> Guard:
-    """Return the guard of a run, which has seen what the run has recorded so far."""
+def guard_of(recipe: Recipe, run: RunDirectory) -> Guard | None:
+    """Return the guard of the run; None if the recipe has switched it off."""
+    if not recipe.guard.enabled:
+        return None
     num_looks = num_planned_looks(num_steps=recipe.train.num_steps, every=recipe.evaluation.every)
-    guard = Guard(planned_looks=num_looks, group_size=recipe.train.group_size, actions=recipe.guard.actions)
-    if run.eval.is_file():
-        history = read_history(run)
-        guard.looks, guard.steps = list(history.looks), list(history.steps)
-        guard.gravest = {record["detector"]: record["level"] for record in read_jsonl(run.guard)}
-    return guard
+    return open_guard(run, planned_looks=num_looks, group_size=recipe.train.group_size, actions=recipe.guard.actions)
 
 
 def success_range(reward: Reward) -> tuple[float, float]:

@@ -222,7 +222,7 @@ def test_a_taken_name_is_left_as_it_is(directory: Path, first: Path) -> None:
 
 # Stopping and going on
 
-LONG = ["train", "arithmetic", *SMALL, "train.num_steps=1000", "checkpoint.every=0"]
+LONG = ["train", "arithmetic", *SMALL, "train.num_steps=1000", "checkpoint.every=0", "guard.enabled=false"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.digits import leave_out_slow_parts, newest, resume_digits, stop_at, train_digits, weights_of
+from tests import digits
+from tests.digits import leave_out_slow_parts, newest, resume_digits, stop_at, weights_of
 from tests.guard.test_watch import finding, planted
 
+from covey.api import Run
 from covey.guard.history import Finding, History
 from covey.guard.replay import read_history
 from covey.guard.table import DETECTORS
@@ -32,6 +34,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     return request.node.name.removeprefix("test_")[:60]
+
+
+def train_digits(directory: Path, name: str, **changes: Any) -> Run:
+    return digits.train_digits(directory, name, **({"guard__enabled": True} | changes))
 
 
 def speaks_after(step: int, level: Any = "critical") -> Callable[[History], Finding | None]:

@@ -13,7 +13,7 @@ from covey.config import load_recipe
 from covey.control import Arm, compare_arms, run_controls
 from covey.models.tiny import write_tiny_model
 from covey.rewards.base import Sample
-from covey.rewards.control import CONTROLS, FormatReward, RandomReward, ShuffledReward
+from covey.rewards.control import CONTROLS, control_reward
 from covey.rewards.registry import find_reward
 from covey.stats import Interval
 from covey.types import CoveyError
@@ -33,22 +33,22 @@ def arm(name: str, gain: float, *, low: float | None = None) -> Arm:
 
 def test_random_rewards_pay_about_half_and_do_not_read_the_answer():
     group = samples(*["7"] * 2000)
-    values = [score.value for score in RandomReward(reward=LAST_NUMBER, seed=0).score_batch(group)]
+    values = [score.value for score in control_reward("random", LAST_NUMBER, seed=0).score_batch(group)]
     assert set(values) == {0.0, 1.0}
     assert sum(value or 0.0 for value in values) / 2000 == pytest.approx(0.5, abs=0.04)
 
 
 def test_random_rewards_are_the_same_again_and_others_under_another_seed():
     group = samples(*[str(number) for number in range(64)])
-    first, again = (RandomReward(reward=LAST_NUMBER, seed=0).score_batch(group) for _ in range(2))
-    other = RandomReward(reward=LAST_NUMBER, seed=1).score_batch(group)
+    first, again = (control_reward("random", LAST_NUMBER, seed=0).score_batch(group) for _ in range(2))
+    other = control_reward("random", LAST_NUMBER, seed=1).score_batch(group)
     assert [score.value for score in first] == [score.value for score in again]
     assert [score.value for score in first] != [score.value for score in other]
 
 
 def test_shuffled_rewards_are_the_groups_own_in_another_order():
     batch = [*samples(*["7"] * 3, *["8"] * 5, prompt_id="a"), *samples(*["7"] * 8, prompt_id="b")]
-    values = [score.value for score in ShuffledReward(reward=LAST_NUMBER, seed=0).score_batch(batch)]
+    values = [score.value for score in control_reward("shuffled", LAST_NUMBER, seed=0).score_batch(batch)]
     assert sorted(value or 0.0 for value in values[:8]) == [0.0] * 5 + [1.0] * 3
     assert values[8:] == [1.0] * 8
 
@@ -57,13 +57,13 @@ def test_shuffling_deals_every_place_its_share():
     paid = [0] * 8
     for number in range(400):
         group = samples("7", *["8"] * 7, prompt_id=str(number))
-        for place, score in enumerate(ShuffledReward(reward=LAST_NUMBER, seed=0).score_batch(group)):
+        for place, score in enumerate(control_reward("shuffled", LAST_NUMBER, seed=0).score_batch(group)):
             paid[place] += score.value == 1.0
     assert min(paid) > 25, paid  # 50 each are expected, with a standard deviation of 6.6.
 
 
 def test_the_format_arm_pays_any_answer_that_can_be_read():
-    scores = FormatReward(reward=LAST_NUMBER, seed=0).score_batch(samples("8", "7", "no number", ""))
+    scores = control_reward("format", LAST_NUMBER, seed=0).score_batch(samples("8", "7", "no number", ""))
     assert [score.value for score in scores] == [1.0, 1.0, 0.0, 0.0]
 
 

@@ -57,6 +57,7 @@ def test_the_metrics_of_a_hand_made_step():
             "reward/mean": 0.5,
             "reward/std": math.sqrt(6 * 0.5**2 / 7),
             "reward/error_frac": 0.2,
+            "reward/none_frac": 0.2,
             "gold/mean": 2 / 9,
             "gold/error_frac": 0.0,
             "group/usable_frac": 0.2,

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from covey.guard.history import Finding, History, Level, Look, Step
+from covey.guard.replay import read_history
 from covey.guard.table import DETECTORS
+from covey.monitor.run_directory import RunDirectory, read_jsonl
 
 Action = Literal["off", "note", "warn", "raise_beta", "stop", "roll_back"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -90,6 +92,16 @@ class Guard:
             if bool(np.isfinite(look.answers.gold).any())
         }
         return max(means, key=lambda step: (means[step], -step)) if means else None
+
+
+def open_guard(run: RunDirectory, *, planned_looks: int, group_size: int, actions: Mapping[str, Action]) -> Guard:
+    """Return the guard of a run, which has seen what the run has recorded so far."""
+    guard = Guard(planned_looks=planned_looks, group_size=group_size, actions=actions)
+    if run.eval.is_file():
+        history = read_history(run)
+        guard.looks, guard.steps = list(history.looks), list(history.steps)
+        guard.gravest = {record["detector"]: record["level"] for record in read_jsonl(run.guard)}
+    return guard
 
 
 def replay(history: History, actions: Mapping[str, Action]) -> list[Judgement]:

@@ -54,6 +54,8 @@ class OutputLog:
         try:
             with self.path.open("ab") as file:
                 file.write(kept + end)
+        except FileNotFoundError:
+            self.bytes_left += len(kept)  # The run directory is not there yet; what is printed while loading is dropped.
         except OSError:
             self.bytes_left = 0  # A full disk must not stop a run for the sake of what a reward prints.
 

@@ -162,8 +162,8 @@ MUTATIONS = [
         number=59,
         name="an exception in a reward is a 0",
         file=REWARDS,
-        old="        return Score(value=None, error=traceback.format_exc(limit=-3), elapsed_s=",
-        new="        return Score(value=reward.low, error=traceback.format_exc(limit=-3), elapsed_s=",
+        old="        return Score(value=None, error=failure_text(error), elapsed_s=",
+        new="        return Score(value=reward.low, error=failure_text(error), elapsed_s=",
         tests=(f"{SUITE}test_an_error_in_a_reward_is_no_score_and_is_counted",),
     ),
     Mutation(
