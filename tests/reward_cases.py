@@ -420,6 +420,14 @@ MATH = [
         right=[r"\boxed{pi}", "\\boxed{\N{GREEK SMALL LETTER PI}}", r"\boxed{\pi}"],
         wrong_value=[r"\boxed{3.14}", r"\boxed{22/7}"],
     ),
+    *cases(
+        "math",
+        "carbon dioxide",
+        "Which gas do plants take in?",
+        right=[r"\boxed{carbon dioxide}", r"\boxed{\text{carbon dioxide}}"],
+        wrong_order=[r"\boxed{dioxide carbon}", r"\boxed{\text{dioxide carbon}}"],
+        wrong_value=[r"\boxed{carbon}", r"\boxed{carbon monoxide}", r"\boxed{carbon carbon dioxide}"],
+    ),
     *cases("math", r"e^{-20}", "?", right=[r"\boxed{e^{-20}}"], magnitude=[r"\boxed{0}", r"\boxed{0.0}", r"\boxed{0.0000001}"]),
     *cases(
         "math",

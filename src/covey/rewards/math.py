@@ -94,7 +94,8 @@ def mathematics_of(text: str) -> str | None:
 def is_one_answer(given: str, key: str) -> bool:
     """Return whether an answer claims no more than the key: no other words, signs, commands, letters or parts than it has.
 
-    So "not 42", "42 or 43", "40 = 41 = 42" and "5 feet" are no answers to 42 or 5 meters, and "17 + 4" is none to 21.
+    So "not 42", "42 or 43", "40 = 41 = 42" and "5 feet" are no answers to 42 or 5 meters, and "17 + 4" is none to 21. Words
+    stand in the key's order.
     """
     given = _unassigned(given, key)
     if _spelling(given) == _spelling(key):
@@ -103,7 +104,7 @@ def is_one_answer(given: str, key: str) -> bool:
         return number_of(given) is not None
     words = _words(given)
     return (
-        words <= _words(key)
+        words == [word for word in _words(key) if word in words]
         and _CLAIMS & set(given) <= set(key)
         and ("%" in given) == ("%" in key)
         and _commands(given) <= _commands(key) | _NEUTRAL
@@ -169,11 +170,14 @@ def _spelling(text: str) -> str:
     return _BLANKS.sub("", _QUOTED.sub(r"\1", text))
 
 
-def _words(text: str) -> set[str]:
-    r"""Return the words that are no commands: all that stand in \text{}, and other runs of three letters or more."""
-    quoted = {word for inside in _QUOTED.findall(text) for word in inside.casefold().split()}
+def _words(text: str) -> list[str]:
+    r"""Return the words that are no commands: all that stand in \text{}, and other runs of three letters or more, in order.
+
+    In order, because the library takes words for factors, which may change places: "dioxide carbon" is not carbon dioxide.
+    """
+    quoted = [word for inside in _QUOTED.findall(text) for word in inside.casefold().split()]
     bare = _COMMAND.sub(" ", _QUOTED.sub(" ", text))
-    return quoted | {word.casefold() for word in _WORD.findall(bare)}
+    return quoted + [word.casefold() for word in _WORD.findall(bare)]
 
 
 def _commands(text: str) -> set[str]:
