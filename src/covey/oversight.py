@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from covey.checkpoint import load_checkpoint, verify_checkpoint
 from covey.evaluate import MODES, Mode, Row
 from covey.guard.replay import look_of, step_of
-from covey.guard.watch import Action, Judgement
+from covey.guard.watch import Action
 from covey.metrics import Metric, metric_values
 from covey.persistence import restore_weights
 from covey.rollout import SampledGroups, rollout_rows
@@ -67,37 +67,36 @@ def oversee_step(session: Session, sampled: SampledGroups, metrics: Mapping[str,
 
 
 def judge(session: Session) -> None:
-    """Record what the guard has to say, and do what follows from it."""
-    guard = session.guard
-    for judgement in guard.judge() if guard is not None else ():
+    """Record what the guard has to say, and do what follows from it: each action once, however many detectors ask for it."""
+    judgements = session.guard.judge() if session.guard is not None else []
+    for judgement in judgements:
         session.recorder.guard(session.state.progress.step, judgement)
-        CARRY_OUT[judgement.action](session, judgement)
+    asked = {judgement.action for judgement in judgements}
+    for action, carry_out in CARRY_OUT.items():
+        if action in asked:
+            carry_out(session)
 
 
-def only_record(session: Session, judgement: Judgement) -> None:
-    """Do nothing: the finding has been written down and shown."""
-
-
-def raise_beta(session: Session, judgement: Judgement) -> None:
-    """Multiply the coefficient of the KL term by the recipe's factor."""
+def raise_beta(session: Session) -> None:
+    """Multiply the coefficient of the KL term by the recipe's factor, unless the run ends."""
+    if session.state.progress.is_over:
+        return
     learner = session.state.learner
     before, factor = learner.coefficients.beta, session.recipe.guard.beta_factor
     learner.coefficients = dataclasses.replace(learner.coefficients, beta=before * factor)
     _say(session, f"the guard raises algorithm.beta from {before:.3g} to {before * factor:.3g}")
 
 
-def stop(session: Session, judgement: Judgement) -> None:
-    """End the run after this step."""
+def stop(session: Session) -> None:
+    """End the run after this step, unless it ends anyway."""
     if not session.state.progress.is_over:
         session.state.progress.is_over = True
         _say(session, f"the guard ends the run after step {session.state.progress.step}")
 
 
-def roll_back(session: Session, judgement: Judgement) -> None:
+def roll_back(session: Session) -> None:
     """End the run with the weights of the checkpoint whose held-out gold score is the highest."""
     progress, state = session.state.progress, session.state
-    if progress.is_over:
-        return
     progress.is_over = True
     best = session.guard.best_step() if session.guard is not None else None
     if best is None or best == progress.step:
@@ -117,13 +116,8 @@ def _say(session: Session, message: str) -> None:
     session.recorder.event(session.state.progress.step, "guard_action", message)
 
 
-CARRY_OUT: Mapping[Action, Callable[[Session, Judgement], None]] = {
-    "note": only_record,
-    "warn": only_record,
-    "raise_beta": raise_beta,
-    "stop": stop,
-    "roll_back": roll_back,
-}
+CARRY_OUT: Mapping[Action, Callable[[Session], None]] = {"roll_back": roll_back, "stop": stop, "raise_beta": raise_beta}
+"""Actions that do more than speak. Going back comes first: what another detector would merely stop goes back all the same."""
 
 
 def is_due(step: int, every: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def speaks_after(step: int, level: Any = "critical") -> Callable[[History], Find
         return finding(level, number=newest) if newest >= step else None
 
     return find
+
+
+def spoken_by(name: str, find: Callable[[History], Finding | None]) -> Callable[[History], Finding | None]:
+    """Return the detector under another name."""
+
+    def renamed(history: History) -> Finding | None:
+        found = find(history)
+        return None if found is None else dataclasses.replace(found, detector=name)
+
+    return renamed
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, find: Callable[[History], Finding | None], action: str) -> None:
@@ -99,6 +110,17 @@ def test_rolling_back_ends_with_the_weights_of_the_best_checkpoint(monkeypatch: 
     after = load_file(newest(run.path) / "model.safetensors")
     assert all(bool((start[key] == after[key]).all()) for key in after)
     assert (run.path / "checkpoints" / "step-000000").is_dir()
+
+
+def test_of_a_stop_and_a_way_back_at_once_the_run_goes_back(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
+    plant(monkeypatch, speaks_after(4), "stop")
+    monkeypatch.setitem(DETECTORS, "second", planted("second", spoken_by("second", speaks_after(4)), action="roll_back"))
+    run = train_digits(directory, name, gold=lambda completion: 0.5)
+    assert events_of(run.path, "guard_action") == [
+        "the guard ends the run after step 4 with the weights of step 0, its best by gold"
+    ]
+    first = run.path / "checkpoints" / "step-000000" / "model.safetensors"
+    assert weights_of(run.path) == digits.digest(first)
 
 
 def test_the_best_checkpoint_outlives_newer_ones(monkeypatch: pytest.MonkeyPatch, directory: Path, name: str):
