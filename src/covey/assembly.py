@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 from covey.algos.describe import formula_lines
 from covey.algos.filters import TOKEN_FILTERS
@@ -19,7 +21,7 @@ from covey.models.policy import Policy
 from covey.rewards.base import Reward, Rewarder
 from covey.rewards.length import with_overlong_penalty
 from covey.rewards.registry import find_reward, find_rewards
-from covey.rewards.workers import WorkerSpec
+from covey.rewards.workers import RewardWorkers, WorkerSpec
 from covey.rollout import RolloutSpec
 from covey.sampling import Sampling
 from covey.sections import RewardSection
@@ -139,6 +141,21 @@ def worker_spec(recipe: Recipe) -> WorkerSpec:
         batch_timeout_s=reward.batch_timeout_s,
         max_memory_mb=reward.max_memory_mb,
     )
+
+
+def isolated(rewarder: Rewarder, recipe: Recipe, closing: ExitStack, *, log: Path | None = None) -> Rewarder:
+    """Return the rewarder with its functions in worker processes until `closing` ends: a pool for the proxy and one for gold,
+    which so cannot touch each other. What the functions print goes to `log`; None = nowhere.
+
+    Raises:
+        CoveyError: a function cannot be sent to another process, or not be loaded there.
+    """
+    pools = [closing.enter_context(RewardWorkers(worker_spec(recipe), log=log)) for _ in range(2)]
+    proxy = pools[0].isolated(rewarder.proxy)
+    gold = None if rewarder.gold is None else pools[1].isolated(rewarder.gold)
+    for pool in pools:
+        pool.start()
+    return Rewarder(proxy=proxy, gold=gold)
 
 
 def with_length_penalty(rewarder: Rewarder, recipe: Recipe) -> Rewarder:

@@ -63,7 +63,7 @@ class AuditSpec:
 
 
 SHORT = AuditSpec(num_prompts=4, search=None, num_repeats=4, num_examples=2, deadline_s=5.0, is_short=True)
-"""What `covey train` begins with: under a second for rewards that come with Covey, cut off after five for others."""
+"""Under a second for rewards that come with Covey, cut off after five for others."""
 
 
 def audit(
@@ -82,9 +82,8 @@ def audit(
     Raises:
         CoveyError: the task has no training questions.
     """
-    spec = spec or (SHORT if short else AuditSpec())
+    spec, started = spec or (SHORT if short else AuditSpec()), time.monotonic()
     rewarder = reward if isinstance(reward, Rewarder) else Rewarder(proxy=reward, gold=task.gold)
-    started = time.monotonic()
     until = None if spec.deadline_s is None else started + spec.deadline_s
     prompts = audited_prompts(task, num_prompts=spec.num_prompts, seed=spec.seed)
     if not prompts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,7 +153,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on held-out questions, with a 95 % interval clustered by prompt."""
-    from covey.assembly import sampling_of
+    from covey.assembly import isolated, sampling_of
     from covey.evaluate import EvaluationSpec, summarise
     from covey.evaluate import evaluate as evaluate_prompts
     from covey.model_argument import note_of, open_model, recipe_of
@@ -171,14 +172,15 @@ def evaluate(
     sampling = dataclasses.replace(sampling_of(recipe), temperature=temperature or 1.0, max_new_tokens=limit)
     spec = EvaluationSpec(sampling=sampling, samples_per_prompt=1, seed=seed)
     mode = "sampled" if temperature else "greedy"
-    rows: list[Row] = evaluate_prompts(
-        questions.held_out[part][:num_prompts],
-        spec,
-        mode=mode,
-        policy=policy,
-        engine=engine,
-        rewarder=Rewarder(proxy=questions.proxy, gold=questions.gold),
-    )
+    with ExitStack() as closing:
+        rows: list[Row] = evaluate_prompts(
+            questions.held_out[part][:num_prompts],
+            spec,
+            mode=mode,
+            policy=policy,
+            engine=engine,
+            rewarder=isolated(Rewarder(proxy=questions.proxy, gold=questions.gold), recipe, closing),
+        )
     what = {"model": model, "note": note_of(model, policy), "task": questions.name, "part": part, "mode": mode}
     summary = what | summarise(rows, None)
     if as_json:

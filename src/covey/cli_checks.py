@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ def guard(
     as_json: AsJson = False,
 ) -> None:
     """Replay the guard over a recorded run: what it finds, when, and what it would have done."""
+    from covey.config import load_recipe
     from covey.guard.foreign import LOGS, read_log
     from covey.guard.replay import read_history
     from covey.guard.table import DETECTORS
@@ -47,13 +49,14 @@ def guard(
     if trainer == OWN_LOG:
         if proxy or gold or low is not None:
             raise CoveyError("--proxy, --gold, --low and --high belong to another trainer's log; give --trainer, too")
-        history = read_history(RunDirectory.open(run))
+        directory = RunDirectory.open(run)
+        history, actions = read_history(directory), load_recipe(directory.recipe).guard.actions
     elif gold is None:
         raise CoveyError("say which column stands for gold, with --gold: without one the guard is blind")
     else:
         given = None if low is None or high is None else (low, high)
-        history = read_log(run, trainer=trainer, gold=gold, proxy=proxy, reward_range=given)
-    judgements = replay(history, {})
+        history, actions = read_log(run, trainer=trainer, gold=gold, proxy=proxy, reward_range=given), {}
+    judgements = replay(history, actions)
     ends = any(judgement.action in ("stop", "roll_back") for judgement in judgements)
     found = [
         {
@@ -112,13 +115,14 @@ def control(
 
 def audit(
     arguments: Annotated[list[str] | None, typer.Argument(help="Recipe, then overrides: reward.name=exact")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Completions of the model to judge as well; 0 = load no model.")] = 0,
-    num_calls: Annotated[int, typer.Option(min=0, help="Calls of the reward that the search may make; 0 = no search.")] = 2000,
-    directory: Annotated[Path, typer.Option(help="Where audit.html and audit.json are written.")] = Path("audit"),
+    model: Annotated[str | None, typer.Option(help="Judge what this model writes as well; absent = load none.")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Training questions to try it on.")] = 24,
+    search_calls: Annotated[int, typer.Option(min=0, help="Calls of the reward that the search may make; 0 = none.")] = 2000,
+    output: Annotated[Path, typer.Option(help="Where audit.html and audit.json are written.")] = Path("audit"),
     as_json: AsJson = False,
 ) -> None:
     """Attack a recipe's reward before anything is trained on it: who is paid for nothing, and who is refused."""
-    from covey.assembly import make_rewarder, sampling_of
+    from covey.assembly import isolated, make_rewarder, sampling_of
     from covey.audit import AuditSpec, model_samples
     from covey.audit import audit as audit_reward
     from covey.guard.findings import audit_lines, audit_row
@@ -128,24 +132,16 @@ def audit(
     from covey.tasks.registry import find_task
 
     recipe = recipe_of_arguments(arguments or [])
-    task = find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
-    rewarder = make_rewarder(recipe, task)
+    task, seed = find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options), recipe.run.seed
     own = []
-    if samples:
-        policy, engine = open_model(recipe.model.name, say=say)
-        num_prompts = max(1, samples // recipe.train.group_size)
-        own = model_samples(
-            task,
-            policy=policy,
-            engine=engine,
-            sampling=sampling_of(recipe),
-            num_prompts=num_prompts,
-            samples_per_prompt=min(samples, recipe.train.group_size),
-            seed=recipe.run.seed,
-        )
-    search = SearchSpec(budget=num_calls) if num_calls else None
-    result = audit_reward(task, rewarder, samples=own, spec=AuditSpec(search=search, seed=recipe.run.seed))
-    page, data = write_audit(result, directory)
+    if model is not None:
+        policy, engine = open_model(model, say=say)
+        own = model_samples(task, policy=policy, engine=engine, sampling=sampling_of(recipe), seed=seed)
+    search = SearchSpec(budget=search_calls, seed=seed) if search_calls else None
+    with ExitStack() as closing:
+        rewarder = isolated(make_rewarder(recipe, task), recipe, closing)
+        result = audit_reward(task, rewarder, samples=own, spec=AuditSpec(num_prompts=prompts, search=search, seed=seed))
+    page, data = write_audit(result, output)
     if as_json:
         print_json(audit_row(result))
     else:

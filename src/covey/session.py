@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
-import os
-import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,19 +16,19 @@ from transformers import PreTrainedModel
 
 from covey.assembly import (
     adapter_spec,
-    describe_objective,
     evaluation_spec,
+    isolated,
     make_learner,
     make_rewarder,
     rollout_spec,
     stats_spec,
     with_length_penalty,
-    worker_spec,
 )
 from covey.batch import StatsSpec
 from covey.checkpoint import Checkpoint
 from covey.config import Recipe
 from covey.curriculum import CURRICULA
+from covey.description import describe_run, success_range, write_description
 from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
@@ -43,23 +39,19 @@ from covey.models.lora import adapted_layers, frozen_copy
 from covey.models.memory import affordable_tokens, available_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
 from covey.monitor.console import Console
-from covey.monitor.environment import describe_machine, describe_versions, num_usable_cores
+from covey.monitor.environment import num_usable_cores
 from covey.monitor.run_directory import (
-    SCHEMA_VERSION,
     RunDirectory,
     refuse_occupied,
-    write_text_atomic,
 )
 from covey.monitor.sinks import SinkSet, open_sinks
 from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
 from covey.recorder import Recorder
 from covey.refusals import refuse_columns_without_data, refuse_different_ranks, refuse_long_prompts
-from covey.rewards.base import Reward, Rewarder
-from covey.rewards.workers import RewardWorkers
+from covey.rewards.base import Rewarder
 from covey.rollout import RolloutSpec
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
-from covey.tuning import settings_in_force
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,13 +105,12 @@ def open_session(
     with ExitStack() as closing:
         closing.callback(console.close)
         torch.set_num_threads(recipe.run.num_threads or max(1, num_usable_cores() // ranks.num_local))
-        task = task or find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
+        task = open_task(recipe, console) if task is None else task
         task.check()
-        for note in task.notes:
-            console.warn(note)
         plain_rewarder = rewarder or make_rewarder(recipe, task)
         refuse_columns_without_data(plain_rewarder, task)
-        rewarder = with_length_penalty(isolated(plain_rewarder, recipe, run, ranks, closing), recipe)
+        log = run.reward_output if ranks.is_main else None
+        rewarder = with_length_penalty(isolated(plain_rewarder, recipe, closing, log=log), recipe)
         policy = open_policy(recipe, task, console)
         num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
         warn_of_small_micro_batches(recipe, num_tokens, console)
@@ -127,20 +118,16 @@ def open_session(
         refuse_different_ranks(recipe, task, policy, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
-        write_text_atomic(own_run.recipe, recipe.to_toml())
-        if not own_run.env.exists():
-            facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
-            write_text_atomic(own_run.env, json.dumps(facts, indent=1) + "\n")
+        facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
+        write_description(own_run, recipe, facts)
         warn_of_other_numbers(own_run, console, ranks)
-        names = recipe.run.sinks if ranks.is_main else ()
-        sinks = SinkSet(open_sinks(names, run.path.name, run.path, recipe.model_dump()), console.warn)
-        closing.callback(sinks.close)
         go_on_from(checkpoint, state, own_run, ranks)
         ranks.barrier()  # Of a run that goes on, every rank reads what the main one has put back.
         guard = guard_of(recipe, run)
         engine = open_engine(recipe, policy, console)
         closing.callback(engine.close)
-        recorder = Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
+        recorder = open_recorder(recipe, own_run, console, ranks)
+        closing.callback(recorder.sinks.close)
         for message in passed_over:
             recorder.event(state.progress.step, "fallback", message)
         return Session(
@@ -162,20 +149,12 @@ def open_session(
         )
 
 
-def isolated(rewarder: Rewarder, recipe: Recipe, run: RunDirectory, ranks: Ranks, closing: ExitStack) -> Rewarder:
-    """Return the rewarder with its functions in worker processes: a pool for the proxy, and one for gold, which so cannot
-    touch each other. What the functions print is kept in the run directory.
-
-    Raises:
-        CoveyError: a function cannot be sent to another process, or not be loaded there.
-    """
-    log = run.reward_output if ranks.is_main else None
-    pools = [closing.enter_context(RewardWorkers(worker_spec(recipe), log=log)) for _ in range(2)]
-    proxy = pools[0].isolated(rewarder.proxy)
-    gold = None if rewarder.gold is None else pools[1].isolated(rewarder.gold)
-    for pool in pools:
-        pool.start()
-    return Rewarder(proxy=proxy, gold=gold)
+def open_task(recipe: Recipe, console: Console) -> Task:
+    """Return the task that the recipe names, and say what it has to say."""
+    task = find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
+    for note in task.notes:
+        console.warn(note)
+    return task
 
 
 def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks: Ranks) -> int:
@@ -237,6 +216,13 @@ def go_on_from(checkpoint: Checkpoint | None, state: RunState, own_run: RunDirec
         return
     restore(checkpoint, state)
     rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
+
+
+def open_recorder(recipe: Recipe, own_run: RunDirectory, console: Console, ranks: Ranks) -> Recorder:
+    """Return what writes the run's logs, and copies them to the trackers that the recipe names."""
+    names = recipe.run.sinks if ranks.is_main else ()
+    sinks = SinkSet(open_sinks(names, own_run.path.name, own_run.path, recipe.model_dump()), console.warn)
+    return Recorder(run=own_run, console=console, sinks=sinks, num_steps=recipe.train.num_steps)
 
 
 def open_engine(recipe: Recipe, policy: Policy, console: Console) -> Engine:
@@ -306,49 +292,12 @@ def warn_of_other_numbers(run: RunDirectory, console: Console, ranks: Ranks) -> 
             console.warn(f"the run was started with {before} {what} and goes on with {now}: its bits will not be the same")
 
 
-def command_line(words: Sequence[str]) -> list[str]:
-    """Return Covey's own command line. Of a user's script only the name: its arguments are none of ours to publish."""
-    program = Path(words[0]).name
-    return [program, *words[1:]] if program == "covey" else [program]
-
-
-def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rewarder, ranks: Ranks) -> dict[str, Any]:
-    """Return what goes into `env.json`."""
-    identity = dataclasses.asdict(policy.identity)
-    versions = describe_versions()
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "covey_version": versions["covey"],
-        "name": recipe.run.name,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command_line(sys.argv),
-        "machine": describe_machine(),
-        "versions": versions,
-        "num_threads": torch.get_num_threads(),
-        "settings": settings_in_force(os.environ),
-        "num_ranks": ranks.count,
-        "compute_dtype": str(policy.compute_dtype).removeprefix("torch."),
-        "model": identity,
-        "reward_range": list(success_range(plain_rewarder.proxy)),
-        "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.has_reference else None,
-        "has_gold": plain_rewarder.gold is not None,
-        "task": task.name,
-        "algorithm": recipe.algorithm.name,
-        "formula": "; ".join(describe_objective(recipe)),
-    }
-
-
 def guard_of(recipe: Recipe, run: RunDirectory) -> Guard | None:
     """Return the guard of the run; None if the recipe has switched it off."""
     if not recipe.guard.enabled:
         return None
     num_looks = num_planned_looks(num_steps=recipe.train.num_steps, every=recipe.evaluation.every)
     return open_guard(run, planned_looks=num_looks, group_size=recipe.train.group_size, actions=recipe.guard.actions)
-
-
-def success_range(reward: Reward) -> tuple[float, float]:
-    """Return what the reward gives to a wrong and to a right completion."""
-    return reward.low, reward.high
 
 
 def save_session(session: Session) -> None:

@@ -21,6 +21,9 @@ from covey.rewards.length import OverlongPenalised
 from covey.rewards.worker_process import OutputLog, WorkerProcess, start_worker
 from covey.types import CoveyError, Score
 
+NOT_COPIED = (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError)
+"""What pickling raises for objects that cannot be copied, each kind of object its own."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSpec:
@@ -185,7 +188,7 @@ def pickled_reward(reward: Reward) -> bytes:
     """
     try:
         return cloudpickle.dumps(reward)
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except NOT_COPIED as error:
         raise CoveyError(
             f"reward {reward.name!r} cannot be sent to a worker process ({type(error).__name__}: {error}). It holds something "
             "that cannot be copied, such as an open file, a lock, a connection or a model: make that inside the function when "
@@ -201,7 +204,7 @@ def pickled_samples(samples: Sequence[Sample]) -> bytes:
     """
     try:
         return cloudpickle.dumps(list(samples))
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except NOT_COPIED as error:
         raise CoveyError(
             f"prompt {samples[0].prompt.prompt_id!r} cannot be sent to a worker process ({type(error).__name__}: {error}); "
             "give answers and columns that can be copied, such as texts, numbers and lists, or score with num_workers=0"
