@@ -1,9 +1,8 @@
-"""The figures of docs/speed.md and its picture, made of the committed results.
+"""The figures of docs/speed.md with its pictures, of the guard and of the audit, made of the committed results.
 
-    python benchmarks/speed_page.py
+    python benchmarks/result_pages.py
 
-It reads benchmarks/results/{step_time,decode,plan,main_job_vs_trl,scaling}.json, as far as they exist, measures nothing, and
-writes what stands between the page's markers.
+It reads what there is in benchmarks/results, measures nothing, and writes what stands between the pages' markers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "speed.md"
 PICTURE = ROOT / "docs" / "images" / "step-time.svg"
 SCALING_PICTURE = ROOT / "docs" / "images" / "scaling.svg"
 ABSENT = "Not measured yet."
@@ -170,6 +168,40 @@ def _panel(axis: str, points: Sequence[Mapping[str, Any]], *, left: int) -> Iter
         yield f'<text x="{x:.1f}" y="{top + height + 14}" text-anchor="middle">{point["value"]:.0f}</text>'
 
 
+def simulation_part(result: Mapping[str, Any]) -> str:
+    """Return by scenario how often runs are ended, and which detectors speak."""
+    if not result.get("scenarios"):
+        return ABSENT
+    rows = []
+    for name, record in result["scenarios"].items():
+        union, delay = record["stop_or_roll_back"], record.get("steps_after_onset", {}).get("exploit_drift")
+        spoke = [f"`{detector}` {found['rate']:.1%}" for detector, found in record["detectors"].items() if found["rate"]]
+        rows.append(
+            [
+                name,
+                "honest" if record["is_honest"] else "hacked",
+                f"{union['rate']:.1%} [{union['low']:.1%}, {union['high']:.1%}]",
+                ", ".join(spoke) or "-",
+                f"{delay['median']:+.0f} [{delay['p5']:+.0f}, {delay['p95']:+.0f}]" if delay else "-",
+            ]
+        )
+    header = ["scenario", "", "stopped or rolled back", "warned or more", "`exploit_drift`, steps after onset"]
+    return table(header, rows) + f"\n\n{result['runs']:,} runs of each scenario."
+
+
+def audit_part(result: Mapping[str, Any]) -> str:
+    """Return how many wrong answers each reward pays, and how many right ones it refuses."""
+    if not result.get("rewards"):
+        return ABSENT
+    rows = []
+    for name, record in result["rewards"].items():
+        totals = record["totals"]
+        kinds = [f"{kind} {paid} of {tried}" for kind, (paid, tried) in totals["by_kind"].items()]
+        paid, refused = f"{totals['false_positive_rate']:.1%}", f"{totals['false_negative_rate']:.1%}"
+        rows.append([f"`{name}`", paid, ", ".join(kinds), refused])
+    return table(["reward", "wrong answers paid", "of them without twists", "right answers refused"], rows)
+
+
 def described(result: Mapping[str, Any]) -> str:
     """Return where and with what a result was measured."""
     versions, machine = result["versions"], result["machine"]
@@ -199,29 +231,36 @@ def picture(result: Mapping[str, Any]) -> str:
     return "\n".join([head, title, f'<rect width="720" height="{top}" fill="#ffffff"/>', *lines, "</svg>", ""])
 
 
-PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "steps": ("step_time", steps_part),
-    "configurations": ("step_time", configurations_part),
-    "main job": ("main_job_vs_trl", job_part),
-    "decoding": ("decode", decode_part),
-    "plan": ("plan", plan_part),
-    "scaling": ("scaling", scaling_part),
+Parts = Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]
+
+PAGES: dict[Path, Parts] = {
+    ROOT / "docs" / "speed.md": {
+        "steps": ("step_time", steps_part),
+        "configurations": ("step_time", configurations_part),
+        "main job": ("main_job_vs_trl", job_part),
+        "decoding": ("decode", decode_part),
+        "plan": ("plan", plan_part),
+        "scaling": ("scaling", scaling_part),
+    },
+    ROOT / "docs" / "guide" / "guard.md": {"simulated runs": ("guard_sim", simulation_part)},
+    ROOT / "docs" / "guide" / "audit.md": {"rewards": ("audit", audit_part)},
 }
-"""What stands between the markers of each name: the result that it is made of, and how."""
+"""What stands between the markers of each name on each page: the result that it is made of, and how."""
 
 
-def with_results(page: str) -> str:
+def with_results(page: str, parts: Parts) -> str:
     """Return the page with what the committed results say."""
-    for name, (result, part) in PARTS.items():
+    for name, (result, part) in parts.items():
         marked = rf"(<!-- generated: {name} -->\n).*?(<!-- end of generated {name} -->)"
         text = part(read(result))
         page, count = re.subn(marked, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL)
-        assert count == 1, f"{PAGE} lacks the markers of {name}"
+        assert count == 1, f"the page lacks the markers of {name}"
     return page
 
 
 def main() -> None:
-    PAGE.write_text(with_results(PAGE.read_text()))
+    for page, parts in PAGES.items():
+        page.write_text(with_results(page.read_text(), parts))
     PICTURE.write_text(picture(read("step_time")))
     SCALING_PICTURE.write_text(scaling_picture(read("scaling")))
 

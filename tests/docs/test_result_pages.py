@@ -1,19 +1,24 @@
-"""The page on speed says what the committed results say."""
+"""Pages with figures say what the committed results say."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from benchmarks.speed_page import (
-    PAGE,
+import pytest
+from benchmarks.result_pages import (
+    ABSENT,
+    PAGES,
     PICTURE,
     SCALING_PICTURE,
+    audit_part,
     decode_part,
     picture,
     plan_part,
     read,
     scaling_part,
     scaling_picture,
+    simulation_part,
     steps_part,
     with_results,
 )
@@ -24,16 +29,17 @@ MACHINE: dict[str, Any] = {
 }
 
 
-def test_the_page_is_the_one_that_the_committed_results_give() -> None:
-    assert with_results(PAGE.read_text()) == PAGE.read_text(), "run python benchmarks/speed_page.py"
+@pytest.mark.parametrize("page", list(PAGES), ids=lambda page: page.name)
+def test_a_page_is_the_one_that_the_committed_results_give(page: Path) -> None:
+    assert with_results(page.read_text(), PAGES[page]) == page.read_text(), "run python benchmarks/result_pages.py"
 
 
 def test_the_picture_is_the_one_that_the_committed_results_give() -> None:
-    assert picture(read("step_time")) == PICTURE.read_text(), "run python benchmarks/speed_page.py"
+    assert picture(read("step_time")) == PICTURE.read_text(), "run python benchmarks/result_pages.py"
 
 
 def test_the_picture_of_growth_is_the_one_that_the_committed_results_give() -> None:
-    assert scaling_picture(read("scaling")) == SCALING_PICTURE.read_text(), "run python benchmarks/speed_page.py"
+    assert scaling_picture(read("scaling")) == SCALING_PICTURE.read_text(), "run python benchmarks/result_pages.py"
 
 
 def test_growth_is_shown_from_the_first_point_to_the_last() -> None:
@@ -78,5 +84,25 @@ def test_a_plan_is_shown_with_its_worst_error() -> None:
     assert "| `W` | 20.0 | 19.0, 23.0 | +15% | 4.00 | 3.60 | -10% |" in text
 
 
+def test_a_scenario_is_shown_with_its_interval_and_what_spoke() -> None:
+    honest = {
+        "is_honest": True,
+        "stop_or_roll_back": {"rate": 0.001, "low": 0.0, "high": 0.0056},
+        "detectors": {"exploit_mass": {"rate": 0.0}, "collapse": {"rate": 0.25}},
+    }
+    hacked = honest | {"is_honest": False, "steps_after_onset": {"exploit_drift": {"median": 15.0, "p5": 4.0, "p95": 26.0}}}
+    text = simulation_part({"runs": 1000, "scenarios": {"flat": honest, "hack": hacked}})
+    assert "| flat | honest | 0.1% [0.0%, 0.6%] | `collapse` 25.0% | - |" in text
+    assert "| hack | hacked | 0.1% [0.0%, 0.6%] | `collapse` 25.0% | +15 [+4, +26] |" in text
+    assert "1,000 runs of each scenario." in text
+
+
+def test_a_reward_is_shown_with_what_it_pays_and_refuses() -> None:
+    totals = {"false_positive_rate": 0.198, "false_negative_rate": 0.0, "by_kind": {"blind": [0, 12], "near": [1, 9]}}
+    text = audit_part({"rewards": {"last_number": {"totals": totals}}})
+    assert "| `last_number` | 19.8% | blind 0 of 12, near 1 of 9 | 0.0% |" in text
+
+
 def test_what_has_not_been_measured_is_said_to_be_missing() -> None:
-    assert steps_part({}) == decode_part({}) == plan_part({}) == scaling_part({}) == "Not measured yet."
+    for part in (steps_part, decode_part, plan_part, scaling_part, simulation_part, audit_part):
+        assert part({}) == ABSENT
