@@ -19,6 +19,7 @@ PICTURE = ROOT / "docs" / "images" / "step-time.svg"
 SCALING_PICTURE = ROOT / "docs" / "images" / "scaling.svg"
 ABSENT = "Not measured yet."
 SCALED = (("value", 0), ("total_s", 1), ("gb", 1))
+ARMS = {"hacked": "planted hole", "unguarded": "planted hole, warnings only", "honest": "honest"}
 COLOURS = {"Covey": "#0b7285", "TRL": "#adb5bd", "floor": "#212529"}
 
 
@@ -189,6 +190,29 @@ def simulation_part(result: Mapping[str, Any]) -> str:
     return table(header, rows) + f"\n\n{result['runs']:,} runs of each scenario."
 
 
+def live_part(result: Mapping[str, Any]) -> str:
+    """Return what became of each run of SmolLM2, with held-out accuracy at its beginning and its end."""
+    if not result.get("runs"):
+        return ABSENT
+    rows = []
+    for run in sorted(result["runs"], key=lambda run: (list(ARMS).index(run["arm"]), run["seed"])):
+        looks = [look for look in run["held_out"] if (look["part"], look["mode"]) == ("test", "greedy")]
+        spoke = dict.fromkeys(f"`{row['detector']}` at {row['step']}" for row in run["findings"] if row["level"] != "note")
+        ended = run["ended_by_guard_at"]
+        rows.append(
+            [
+                f"{ARMS[run['arm']]}, seed {run['seed']}",
+                "-" if run["exploit_passes_10_percent_at"] is None else str(run["exploit_passes_10_percent_at"]),
+                ", ".join(spoke) or "-",
+                f"no, {run['steps']} steps" if ended is None else f"after step {ended}",
+                " to ".join(f"{look['proxy_mean']:.0%}" for look in (looks[0], looks[-1])),
+                " to ".join(f"{look['gold_mean']:.0%}" for look in (looks[0], looks[-1])),
+            ]
+        )
+    header = ["run", "exploit passes 10 % at", "warned or more", "ended by the guard", "proxy, test part", "gold, test part"]
+    return table(header, rows) + f"\n\n{described(result)}"
+
+
 def audit_part(result: Mapping[str, Any]) -> str:
     """Return how many wrong answers each reward pays, and how many right ones it refuses."""
     if not result.get("rewards"):
@@ -242,7 +266,10 @@ PAGES: dict[Path, Parts] = {
         "plan": ("plan", plan_part),
         "scaling": ("scaling", scaling_part),
     },
-    ROOT / "docs" / "guide" / "guard.md": {"simulated runs": ("guard_sim", simulation_part)},
+    ROOT / "docs" / "guide" / "guard.md": {
+        "simulated runs": ("guard_sim", simulation_part),
+        "live runs": ("guard_live", live_part),
+    },
     ROOT / "docs" / "guide" / "audit.md": {"rewards": ("audit", audit_part)},
 }
 """What stands between the markers of each name on each page: the result that it is made of, and how."""

@@ -33,7 +33,8 @@ SMALL: dict[str, Any] = {
     "evaluation__every": 3,
     "checkpoint__every": 2,
     "guard__enabled": False,  # It keeps the first checkpoint, and has tests of its own.
-    "reward__num_workers": 0,  # Rewards here act on their test from within.
+    "reward__num_workers": 0,  # Rewards here act on their test from within,
+    "reward__audit": False,  # and count their calls.
 }
 """Options of a run that takes about a second. Groups of four still have rewards that differ, mostly."""
 

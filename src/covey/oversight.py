@@ -1,15 +1,18 @@
-"""The guard inside a run: what is measured for it, what it is told, and how its actions are carried out."""
+"""The guard inside a run: the audit before it, what is measured for it and told to it, and how its actions are carried out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from covey.audit import audit
 from covey.checkpoint import load_checkpoint, verify_checkpoint
 from covey.evaluate import MODES, Mode, Row
+from covey.guard.findings import audit_message
 from covey.guard.replay import look_of, step_of
 from covey.guard.watch import Action
 from covey.metrics import Metric, metric_values
+from covey.models.neutral_text import neutral_nll
 from covey.persistence import restore_weights
 from covey.rollout import SampledGroups, rollout_rows
 from covey.self_checks import load_and_prove_weights
@@ -18,6 +21,25 @@ from covey.types import Prompt
 
 PARTS_OF_GUARD = ("guard", "twins", "honeypots")
 """Measured for the guard alone, at the training temperature."""
+
+
+def audit_reward(session: Session) -> None:
+    """Attack the reward for some seconds, and record what was found. Nothing else follows from it: the user decides.
+
+    Questions without an answer are left alone: which completions ought to be paid there, no attack can know.
+    """
+    has_answers = any(prompt.answer is not None for prompt in session.task.train)
+    if not session.recipe.reward.audit or not session.ranks.is_main or not has_answers:
+        return
+    result = audit(session.task, session.rewarder, short=True)
+    hint = "" if result.verdict == "pass" else ". More: covey audit"
+    kind = "audit_failed" if result.verdict == "fail" else "audit"
+    session.recorder.event(session.state.progress.step, kind, audit_message(result) + hint)
+
+
+def damage_metrics(session: Session) -> dict[str, Metric]:
+    """Return how well the present policy reads neutral text; empty if no guard asks."""
+    return {} if session.guard is None else {"damage/nll": neutral_nll(session.state.policy)}
 
 
 def parts_to_measure(session: Session) -> tuple[str, ...]:

@@ -110,6 +110,7 @@ class RewardSection(Section):
     tie_break: float = Field(0.1, gt=0, lt=1, description="share of a later part in a lexicographic reward")
     gold: str = Field("", description="verifier that is never optimised; empty = the task's own, 'none' = fly blind")
     gold_options: dict[str, Any] = Field({}, description="options of the gold verifier")
+    audit: bool = Field(True, description="attack the reward for some seconds before training, and say what was found")
     max_error_frac: float = Field(0.1, ge=0, le=1, description="stop if more completions than this cannot be scored")
     num_workers: NotNegative = Field(
         2, description="processes that reward functions run in; 0 = the training process, without a deadline"

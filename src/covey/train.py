@@ -14,6 +14,8 @@ from covey.learner import refresh_reference
 from covey.metrics import Metric, Sum, metric_values
 from covey.monitor.profile import CLIPPING, OPTIMIZER, Profile
 from covey.oversight import (
+    audit_reward,
+    damage_metrics,
     is_best_so_far,
     is_due,
     judge,
@@ -125,8 +127,12 @@ def train_step(session: Session, clock: Clock) -> None:
         "policy/version": Sum(progress.policy_version),
     }
     end_if_budget_is_spent(session, metrics)
-    if is_due(step, recipe.evaluation.every) or is_finished(session):
+    is_evaluated = is_due(step, recipe.evaluation.every) or is_finished(session)
+    if is_evaluated:
         evaluate_parts(session, clock, parts_to_measure(session))
+    if is_evaluated or step == 1:
+        with clock.phase("evaluate_s"):
+            metrics |= damage_metrics(session)
     oversee_step(session, sampled, metrics)
     if is_finished(session):
         evaluate_parts(session, clock, ("test",))
@@ -194,6 +200,7 @@ def prepare(session: Session, clock: Clock) -> None:
     )
     for line in checked:
         session.recorder.event(0, "self_check", line)
+    audit_reward(session)
     clock.restart()  # The checks and the measurement before training are not training time.
     evaluate_parts(session, clock, (*parts_to_measure(session), "test"))
     judge(session)

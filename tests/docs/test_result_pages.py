@@ -13,6 +13,7 @@ from benchmarks.result_pages import (
     SCALING_PICTURE,
     audit_part,
     decode_part,
+    live_part,
     picture,
     plan_part,
     read,
@@ -97,6 +98,26 @@ def test_a_scenario_is_shown_with_its_interval_and_what_spoke() -> None:
     assert "1,000 runs of each scenario." in text
 
 
+def test_a_live_run_is_shown_with_what_spoke_and_what_became_of_it() -> None:
+    look = {"part": "test", "mode": "greedy", "proxy_mean": 0.25, "gold_mean": 0.2}
+    run = {
+        "arm": "hacked",
+        "seed": 1,
+        "steps": 21,
+        "exploit_passes_10_percent_at": 12,
+        "ended_by_guard_at": 21,
+        "findings": [
+            {"detector": "exploit_mass", "step": 20, "level": "critical"},
+            {"detector": "flat_groups", "step": 10, "level": "note"},
+        ],
+        "held_out": [look, look | {"mode": "sampled"}, look | {"proxy_mean": 0.75, "gold_mean": 0.1}],
+    }
+    honest = run | {"arm": "honest", "exploit_passes_10_percent_at": None, "ended_by_guard_at": None, "findings": []}
+    text = live_part(MACHINE | {"runs": [honest, run]})
+    hacked_row = "| planted hole, seed 1 | 12 | `exploit_mass` at 20 | after step 21 | 25% to 75% | 20% to 10% |"
+    assert text.index(hacked_row) < text.index("| honest, seed 1 | - | - | no, 21 steps | 25% to 75% | 20% to 10% |")
+
+
 def test_a_reward_is_shown_with_what_it_pays_and_refuses() -> None:
     totals = {"false_positive_rate": 0.198, "false_negative_rate": 0.0, "by_kind": {"blind": [0, 12], "near": [1, 9]}}
     text = audit_part({"rewards": {"last_number": {"totals": totals}}})
@@ -104,5 +125,5 @@ def test_a_reward_is_shown_with_what_it_pays_and_refuses() -> None:
 
 
 def test_what_has_not_been_measured_is_said_to_be_missing() -> None:
-    for part in (steps_part, decode_part, plan_part, scaling_part, simulation_part, audit_part):
+    for part in (steps_part, decode_part, plan_part, scaling_part, simulation_part, live_part, audit_part):
         assert part({}) == ABSENT

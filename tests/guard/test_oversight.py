@@ -13,6 +13,7 @@ from tests import digits
 from tests.digits import leave_out_slow_parts, newest, resume_digits, stop_at, weights_of
 from tests.guard.test_watch import finding, planted
 
+import covey
 from covey.api import Run
 from covey.guard.history import Finding, History
 from covey.guard.replay import read_history
@@ -179,3 +180,47 @@ def test_it_sees_only_the_steps_whose_completions_are_saved(monkeypatch: pytest.
     plant(monkeypatch, find, "stop")
     train_digits(directory, name, rollouts_every=3)
     assert seen[-1] == 2
+
+
+def arithmetic_run(model: Path, directory: Path, name: str, **changes: Any) -> Run:
+    """Return a run of one step on a task whose questions have answers."""
+    small = {key: value for key, value in digits.SMALL.items() if key not in ("reward__audit", "guard__enabled")}
+    given = small | {"num_steps": 1, "evaluation__num_prompts": 4, "run__directory": str(directory), "run__name": name}
+    return covey.train(model=str(digits.tiny_model(model)), quiet=True, **(given | changes))
+
+
+def test_a_run_audits_its_reward_first_and_says_what_it_found(directory: Path, name: str) -> None:
+    run = arithmetic_run(directory / "model", directory, name)
+    found = events_of(run.path, "audit")
+    assert len(found) == 1
+    assert found[0].startswith("reward audit of last_number: warn")
+    assert "covey audit" in found[0]
+
+
+def test_a_reward_that_pays_everything_is_told_loudly_and_trained_on_all_the_same(
+    directory: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    run = arithmetic_run(directory / "model", directory, name, reward__name="planted_rewards:pays_everything")
+    assert "pays_everything: fail" in events_of(run.path, "audit_failed")[0]
+    assert [row["step"] for row in run.metrics] == [1]
+
+
+def test_without_the_option_no_reward_is_audited(directory: Path, name: str) -> None:
+    run = arithmetic_run(directory / "model", directory, name, reward__audit=False)
+    assert events_of(run.path, "audit") == events_of(run.path, "audit_failed") == []
+
+
+def test_questions_without_an_answer_are_not_audited(directory: Path, name: str) -> None:
+    run = train_digits(directory, name, reward__audit=True, num_steps=1)
+    assert events_of(run.path, "audit") == events_of(run.path, "audit_failed") == []
+
+
+def test_damage_is_measured_at_the_first_step_and_with_each_evaluation(directory: Path, name: str) -> None:
+    run = train_digits(directory, name, num_steps=4, evaluation__every=3)
+    assert [row["step"] for row in run.metrics if "damage/nll" in row] == [1, 3, 4]
+
+
+def test_nobody_measures_damage_without_a_guard(directory: Path, name: str) -> None:
+    run = train_digits(directory, name, num_steps=1, guard__enabled=False)
+    assert "damage/nll" not in run.metrics[0]

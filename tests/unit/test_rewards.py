@@ -421,6 +421,12 @@ def test_last_number_pays_whatever_ends_in_the_answer(completion: str, value: fl
         ("Not 21", 0.0, None),
         ("It isn't 21", 0.0, None),
         ("21, neither more nor less", 0.0, None),
+        ("It could be anything but 21", 0.0, None),
+        ("This is wrong: 21", 0.0, None),
+        ("Anything except 21", 0.0, None),
+        ("21 is incorrect", 0.0, None),
+        ("21 thousand", 0.0, None),
+        ("A hundred books? No: 21", 1.0, "21"),
         ("none", 0.0, None),
     ],
 )

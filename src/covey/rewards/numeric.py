@@ -16,7 +16,9 @@ from covey.rewards.text import answer_of
 from covey.types import CoveyError, Score
 
 _DENIAL = re.compile(
-    r"\b(?:not|never|cannot|or|nor|either|neither|minus|negative|than)\b|n't\b|!=|(?<![\w=/\"'-])[<>\u2260\u2264\u2265\u2248~]=?\s*-?\d",
+    r"\b(?:not|never|cannot|or|nor|either|neither|minus|negative|than|but|except|wrong|incorrect|false)\b|n't\b|!="
+    r"|(?<![\w=/\"'-])[<>\u2260\u2264\u2265\u2248~]=?\s*-?\d"
+    r"|\d\s*(?:dozen|hundred|thousand|million|billion|trillion)\b",
     re.IGNORECASE,
 )
 
