@@ -17,8 +17,13 @@ from covey.rewards.base import Sample
 NEEDED_OPTIONS: dict[str, dict[str, Any]] = {
     "pattern": {"pattern": r"[a-z]+"},
     "cosine_length": {"max_tokens": 24},
+    "judge": {"base_url": "http://localhost:8000/v1", "model": "judge-1"},
+    "pairwise_judge": {"base_url": "http://localhost:8000/v1", "model": "judge-1"},
 }
 """By the name of a reward: options without which there is none."""
+
+JUDGES = ("judge", "pairwise_judge")
+"""Rewards that ask a model elsewhere: what they pay is up to it, and `tests/unit/test_judge.py` is about them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

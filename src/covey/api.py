@@ -237,16 +237,24 @@ def prepare_run(
         return run, resolved
     base = recipe if isinstance(recipe, Recipe) else load_recipe(find_recipe(recipe))
     resolved = override_recipe(base, overrides, model)
-    name = resolved.run.name or (Path(recipe).stem if isinstance(recipe, str | Path) else "run")
     parent = Path(resolved.run.directory)
-    if not resolved.run.name:
-        name = free_run_name(parent, name)
+    name = free_name(parent, resolved.run.name, recipe)
     values = resolved.model_dump()
     values["run"]["name"] = name
     if is_custom:
         values["task"]["name"], values["task"]["level"] = CUSTOM_TASK, ""
-    refuse_occupied(parent / name)
     return RunDirectory(parent / name), make_recipe(values)
+
+
+def free_name(parent: Path, name: str, recipe: Recipe | str | Path | None) -> str:
+    """Return the name of a new run in `parent`: the given one, or the recipe's file name, numbered if it is taken.
+
+    Raises:
+        CoveyError: a name was given, and its directory is not empty.
+    """
+    name = name or free_run_name(parent, Path(recipe).stem if isinstance(recipe, str | Path) else "run")
+    refuse_occupied(parent / name)
+    return name
 
 
 def find_recipe(name: str | Path | None) -> Path | None:

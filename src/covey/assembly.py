@@ -16,6 +16,7 @@ from covey.config import Recipe
 from covey.distributed import ALONE, Ranks
 from covey.evaluate import EvaluationSpec
 from covey.learner import ControllerSpec, Learner, LearnerSpec, ScoringSpec
+from covey.model_rewards import RECIPE_REWARDS
 from covey.models.lora import AdapterSpec
 from covey.models.policy import Policy
 from covey.rewards.base import Reward, Rewarder
@@ -26,8 +27,9 @@ from covey.rollout import RolloutSpec
 from covey.sampling import Sampling
 from covey.sections import RewardSection
 from covey.tasks.base import Task
+from covey.tasks.files import NO_VERIFIER
 from covey.token_choice import TokenChoice
-from covey.types import Group
+from covey.types import CoveyError, Group
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
@@ -118,18 +120,39 @@ def evaluation_spec(recipe: Recipe) -> EvaluationSpec:
 def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
     """Return the reward and the gold verifier that the recipe names, the task's own where it names none."""
     section = recipe.reward
-    proxy = find_reward(section.name, key="reward.name", options=section.options) if section.name else task.proxy
+    proxy = task.proxy
+    if section.name:
+        proxy = find_reward(section.name, key="reward.name", options=section.options, rows=RECIPE_REWARDS)
     if section.parts:
         proxy = find_rewards(
-            section.parts, section.combine, key="reward.parts", options=section.options, tie_break=section.tie_break
+            section.parts,
+            section.combine,
+            key="reward.parts",
+            options=section.options,
+            tie_break=section.tie_break,
+            rows=RECIPE_REWARDS,
         )
+    if proxy.name == NO_VERIFIER:
+        raise CoveyError(f"task.verifier={NO_VERIFIER!r} with no reward.name: nothing says what is optimised. Set one of them")
     gold = None if section.gold == "none" else named_gold(section) if section.gold else task.gold
     return Rewarder(proxy=proxy, gold=gold)
 
 
 def named_gold(section: RewardSection) -> Reward:
-    """Return the gold verifier that the recipe names."""
-    return find_reward(section.gold, key="reward.gold", options=section.gold_options)
+    """Return the gold verifier that the recipe names.
+
+    Raises:
+        CoveyError: there is no such verifier, or its mean could not be read as an accuracy.
+    """
+    gold = find_reward(section.gold, key="reward.gold", options=section.gold_options, rows=RECIPE_REWARDS)
+    if (gold.low, gold.high) != (0.0, 1.0):
+        raise CoveyError(f"reward.gold={section.gold!r} has the range [{gold.low}, {gold.high}]; give a verifier from 0 to 1")
+    if getattr(gold, "is_relative", False):
+        raise CoveyError(
+            f"reward.gold={section.gold!r} compares the completions of a group with each other, so that its mean is near 1/2 "
+            "whatever they are worth; give it a fixed opponent with reward.gold_options.reference_column"
+        )
+    return gold
 
 
 def worker_spec(recipe: Recipe) -> WorkerSpec:

@@ -80,10 +80,15 @@ def audit(
     result, but for times, and for a deadline that cuts it short.
 
     Raises:
-        CoveyError: the task has no training questions.
+        CoveyError: the task has no training questions, or the reward compares answers and calls none of them right.
     """
     spec, started = spec or (SHORT if short else AuditSpec()), time.monotonic()
     rewarder = reward if isinstance(reward, Rewarder) else Rewarder(proxy=reward, gold=task.gold)
+    if compares_answers(rewarder.proxy):
+        raise CoveyError(
+            f"{rewarder.proxy.name} compares answers with each other, so that what it pays for one says nothing of it alone; "
+            "there is nothing to audit. Judges have covey.rewards.judge_check, reward models their held-out accuracy"
+        )
     until = None if spec.deadline_s is None else started + spec.deadline_s
     prompts = audited_prompts(task, num_prompts=spec.num_prompts, seed=spec.seed)
     if not prompts:
@@ -126,6 +131,12 @@ def audit(
         search=search,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def compares_answers(reward: Reward) -> bool:
+    """Return whether the reward, or any that it is made of, compares answers instead of calling them right or wrong."""
+    inner = [getattr(reward, "reward", None), *(part.reward for part in getattr(reward, "parts", ()))]
+    return getattr(reward, "compares_answers", False) or any(compares_answers(each) for each in inner if each is not None)
 
 
 def result_of(

@@ -17,6 +17,7 @@ import typer
 
 from covey.cli_checks import CHECKS
 from covey.cli_common import AsJson, ModelArgument, Quiet, print_json, say, split_arguments
+from covey.cli_pairs import print_row, refuse_pairs_run, train_pairs
 from covey.tuning import start_tuned
 from covey.types import CoveyError
 
@@ -83,8 +84,14 @@ def train(
         overrides.append(f"run.name={json.dumps(name)}")
     from covey.api import Run, prepare_run, run_session
     from covey.distributed import is_main_process
+    from covey.pairs_train import prepare_pairs_run
 
-    run, recipe = prepare_run(recipes[0] if recipes else None, model=model, overrides=overrides, resume=resume)
+    given = recipes[0] if recipes else None
+    own_model = [] if model is None else [f"model.name={json.dumps(model)}"]
+    if (pairs_run := prepare_pairs_run(given, [*overrides, *own_model], resume=resume)) is not None:
+        train_pairs(*pairs_run, quiet=quiet, as_json=as_json, profile=profile)
+        return
+    run, recipe = prepare_run(given, model=model, overrides=overrides, resume=resume)
     is_finished = run_session(recipe, run, quiet=quiet or as_json, is_profiled=profile)
     if as_json and is_main_process():
         result = Run(path=run.path)
@@ -148,6 +155,7 @@ def evaluate(
     part: Annotated[str, typer.Option(help="Held-out part: choose, guard or test.")] = "choose",
     num_prompts: Annotated[int, typer.Option(min=1)] = 200,
     temperature: Temperature = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each question; several need a temperature.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit; of a run, its own.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
@@ -165,12 +173,14 @@ def evaluate(
     own = recipe.task
     options = own.options if task in (None, own.name) else {}
     questions = find_task(task or own.name, level=level or own.level or "easy", options=options)
+    if samples > 1 and not temperature:
+        raise CoveyError(f"--samples {samples}: greedy completions of a question are all the same; give --temperature, too")
     if part not in PARTS:
         raise CoveyError(f"--part {part!r} is none of {', '.join(PARTS)}")
     policy, engine = open_model(model, say=say)
     limit = max_new_tokens or recipe.sampling.max_new_tokens
     sampling = dataclasses.replace(sampling_of(recipe), temperature=temperature or 1.0, max_new_tokens=limit)
-    spec = EvaluationSpec(sampling=sampling, samples_per_prompt=1, seed=seed)
+    spec = EvaluationSpec(sampling=sampling, samples_per_prompt=samples, seed=seed)
     mode = "sampled" if temperature else "greedy"
     with ExitStack() as closing:
         rows: list[Row] = evaluate_prompts(
@@ -182,7 +192,7 @@ def evaluate(
             rewarder=isolated(Rewarder(proxy=questions.proxy, gold=questions.gold), recipe, closing),
         )
     what = {"model": model, "note": note_of(model, policy), "task": questions.name, "part": part, "mode": mode}
-    summary = what | summarise(rows, None)
+    summary: dict[str, Any] = what | summarise(rows, None)
     if as_json:
         print_json(summary)
         return
@@ -192,6 +202,7 @@ def evaluate(
         f"{model} on {questions.name}, {part}, {mode}, {summary['num_prompts']} questions: gold {summary['gold_mean']:.3f} "
         f"[{summary['gold_low']:.3f}, {summary['gold_high']:.3f}], proxy {summary['proxy_mean']:.3f}, "
         f"{summary['length_mean']:.1f} tokens a completion"
+        + "".join(f", pass@{k} {found['mean']:.3f}" for k, found in summary["pass_at"].items() if found["mean"] is not None)
     )
 
 
@@ -204,6 +215,8 @@ def export(
     """Write the trained model as a plain Hugging Face directory."""
     from covey.export import export_model
 
+    refuse_pairs_run(run, "checkpoint to export")
+
     typer.echo(str(export_model(run, directory, adapter_only=adapter)))
 
 
@@ -211,6 +224,8 @@ def export(
 def report(run: Annotated[Path, typer.Argument(help="A run directory, finished or not.")]) -> None:
     """Write report.html anew and print its path."""
     from covey.report import write_report
+
+    refuse_pairs_run(run, "report")
 
     typer.echo(str(write_report(run)))
 
@@ -224,14 +239,15 @@ def algorithms(
 ) -> None:
     """List the algorithms, or print one as its exact formula with a recipe's numbers in it."""
     from covey.algos.describe import option_lines
-    from covey.algos.registry import ALGORITHMS
+    from covey.algos.registry import ALGORITHMS, PAIR_ALGORITHMS
     from covey.api import find_recipe
     from covey.assembly import describe_objective, objective_of
     from covey.config import load_recipe
 
     names, overrides = split_arguments(arguments or [])
     if not names:
-        rows = {name: {"title": spec.title, "paper": spec.paper} for name, spec in ALGORITHMS.items()}
+        specs = {**ALGORITHMS, **PAIR_ALGORITHMS}
+        rows = {name: {"title": spec.title, "paper": spec.paper} for name, spec in specs.items()}
         if as_json:
             print_json(rows)
         for name, row in ({} if as_json else rows).items():
@@ -241,8 +257,12 @@ def algorithms(
         raise CoveyError(
             f"{', '.join(names)}: give one algorithm, at most one recipe, and overrides such as algorithm.beta=0.1"
         )
+    file = find_recipe(names[1]) if len(names) == 2 else None
+    if names[0] in PAIR_ALGORITHMS:
+        print_row(names[0], file, overrides, as_json=as_json)
+        return
     overrides = [f"algorithm.name={names[0]}", *overrides]
-    recipe = load_recipe(find_recipe(names[1]) if len(names) == 2 else None, overrides)
+    recipe = load_recipe(file, overrides)
     spec, formula = ALGORITHMS[recipe.algorithm.name], describe_objective(recipe)
     if as_json:
         print_json({"name": names[0], "formula": formula, "options": recipe.algorithm.model_dump(exclude_none=True)})

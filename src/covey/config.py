@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from covey.algorithm_section import ROW_KEYS, AlgorithmSection, row_defaults
 from covey.algos.filters import TOKEN_FILTERS
-from covey.algos.registry import ALGORITHMS, DEFAULT_ALGORITHM
+from covey.algos.registry import ALGORITHMS, DEFAULT_ALGORITHM, PAIR_ALGORITHMS
 from covey.section import Section
 from covey.sections import (
     CheckpointSection,
@@ -257,12 +257,24 @@ def with_changes(values: Mapping[str, Any], changes: Sequence[tuple[str, str, An
     return changed
 
 
+def refuse_rows_of_pairs(values: Mapping[str, Any]) -> None:
+    """Raise if the recipe is one of a row that learns from pairs: those have another schema, and one command knows it."""
+    algorithm = values.get("algorithm")
+    row = algorithm.get("name") if isinstance(algorithm, Mapping) else None
+    if isinstance(row, str) and row in PAIR_ALGORITHMS:
+        raise ConfigError(
+            f"algorithm.name={row!r}: the row learns from {PAIR_ALGORITHMS[row].data}; its recipes and runs are for `covey train` "
+            "on the command line alone"
+        )
+
+
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
     """Return the validated recipe.
 
     Raises:
         ConfigError: one line for each wrong key, with its value and what to do.
     """
+    refuse_rows_of_pairs(values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

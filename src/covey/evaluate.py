@@ -14,11 +14,14 @@ from covey.models.policy import Policy
 from covey.rewards.base import Rewarder
 from covey.rollout import sample_groups
 from covey.sampling import Sampling, rollout_keys
-from covey.stats import Interval, mean_interval
+from covey.stats import Interval, mean_interval, pass_at_k
 from covey.types import Prompt
 
 Mode = Literal["greedy", "sampled"]
 MODES: tuple[Mode, ...] = ("greedy", "sampled")
+
+PASSES = 0.5
+"""A gold score from here on is a right answer."""
 
 Row = dict[str, Any]
 """One completion, with the columns of `evals/*.parquet`."""
@@ -92,7 +95,36 @@ def summarise(rows: Sequence[Row], first_rows: Sequence[Row] | None) -> dict[str
         gains = [means[prompt_id] - before[prompt_id] for prompt_id in means if prompt_id in before]
         summary |= _fields(f"{verifier}_mean", verifier, mean_interval(list(means.values())))
         summary |= _fields(f"{verifier}_gain", f"{verifier}_gain", mean_interval(gains))
+    summary["pass_at"] = {str(k): _pass_fields(rows, first_rows, k) for k in numbers_of_tries(summary["samples_per_prompt"])}
     return summary
+
+
+def numbers_of_tries(samples_per_prompt: int) -> list[int]:
+    """Return the k of pass@k: powers of 2 up to the number of samples, and that number; none for one sample."""
+    powers = [2**power for power in range(1, samples_per_prompt.bit_length())]
+    return sorted({*powers, samples_per_prompt}) if samples_per_prompt > 1 else []
+
+
+def _pass_fields(rows: Sequence[Row], first_rows: Sequence[Row] | None, k: int) -> dict[str, float | None]:
+    """Return pass@k by gold, a mean over prompts, and its gain over `first_rows` on the same prompts, with intervals."""
+    now, before = pass_rates(rows, k), pass_rates(first_rows, k) if first_rows is not None else {}
+    gains = [now[prompt_id] - before[prompt_id] for prompt_id in now if prompt_id in before]
+    return {
+        **{key.removeprefix("_"): value for key, value in _fields("mean", "", mean_interval(list(now.values()))).items()},
+        **_fields("gain", "gain", mean_interval(gains)),
+    }
+
+
+def pass_rates(rows: Sequence[Row], k: int) -> Mapping[str, float]:
+    """Return each prompt's unbiased chance that one of k samples is right, of prompts with at least k scored samples.
+
+    Right is a gold score of .5 or more.
+    """
+    passed: dict[str, list[bool]] = {}
+    for row in rows:
+        if row["gold"] is not None:
+            passed.setdefault(row["prompt_id"], []).append(row["gold"] >= PASSES)
+    return {prompt_id: pass_at_k(len(each), sum(each), k) for prompt_id, each in passed.items() if len(each) >= k}
 
 
 def prompt_means(rows: Sequence[Row], verifier: str) -> Mapping[str, float]:

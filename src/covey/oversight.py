@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from covey.audit import audit
+from covey.audit import audit, compares_answers
 from covey.checkpoint import load_checkpoint, verify_checkpoint
 from covey.evaluate import MODES, Mode, Row
 from covey.guard.findings import audit_message
 from covey.guard.replay import look_of, step_of
 from covey.guard.watch import Action
 from covey.metrics import Metric, metric_values
-from covey.models.neutral_text import neutral_nll
 from covey.persistence import restore_weights
 from covey.rollout import SampledGroups, rollout_rows
 from covey.self_checks import load_and_prove_weights
@@ -26,20 +25,17 @@ PARTS_OF_GUARD = ("guard", "twins", "honeypots")
 def audit_reward(session: Session) -> None:
     """Attack the reward for some seconds, and record what was found. Nothing else follows from it: the user decides.
 
-    Questions without an answer are left alone: which completions ought to be paid there, no attack can know.
+    Questions without an answer are left alone, and so are rewards that compare answers: which completions ought to be paid
+    there, no attack can know.
     """
+    is_asked_for = session.recipe.reward.audit and session.ranks.is_main
     has_answers = any(prompt.answer is not None for prompt in session.task.train)
-    if not session.recipe.reward.audit or not session.ranks.is_main or not has_answers:
+    if not is_asked_for or not has_answers or compares_answers(session.rewarder.proxy):
         return
     result = audit(session.task, session.rewarder, short=True)
     hint = "" if result.verdict == "pass" else ". More: covey audit"
     kind = "audit_failed" if result.verdict == "fail" else "audit"
     session.recorder.event(session.state.progress.step, kind, audit_message(result) + hint)
-
-
-def damage_metrics(session: Session) -> dict[str, Metric]:
-    """Return how well the present policy reads neutral text; empty if no guard asks."""
-    return {} if session.guard is None else {"damage/nll": neutral_nll(session.state.policy)}
 
 
 def parts_to_measure(session: Session) -> tuple[str, ...]:

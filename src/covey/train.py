@@ -12,10 +12,10 @@ from covey.evaluate import evaluate
 from covey.interrupts import stop_on_signals
 from covey.learner import refresh_reference
 from covey.metrics import Metric, Sum, metric_values
+from covey.models.neutral_text import neutral_nll
 from covey.monitor.profile import CLIPPING, OPTIMIZER, Profile
 from covey.oversight import (
     audit_reward,
-    damage_metrics,
     is_best_so_far,
     is_due,
     judge,
@@ -130,9 +130,9 @@ def train_step(session: Session, clock: Clock) -> None:
     is_evaluated = is_due(step, recipe.evaluation.every) or is_finished(session)
     if is_evaluated:
         evaluate_parts(session, clock, parts_to_measure(session))
-    if is_evaluated or step == 1:
+    if session.guard is not None and (is_evaluated or step == 1):
         with clock.phase("evaluate_s"):
-            metrics |= damage_metrics(session)
+            metrics["damage/nll"] = neutral_nll(session.state.policy)
     oversee_step(session, sampled, metrics)
     if is_finished(session):
         evaluate_parts(session, clock, ("test",))

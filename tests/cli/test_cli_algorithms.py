@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.commands import covey
 
-from covey.algos.registry import ALGORITHMS
+from covey.algos.registry import ALGORITHMS, PAIR_ALGORITHMS
 from covey.config import load_recipe
 
 TRL = """
@@ -26,8 +26,8 @@ use_liger_kernel: true
 def test_every_row_is_listed_with_its_paper(tmp_path: Path) -> None:
     finished = covey("algorithms", directory=tmp_path)
     assert finished.code == 0, finished.err
-    assert [line.split()[0] for line in finished.out.splitlines()] == list(ALGORITHMS)
-    assert all(f"({spec.paper})" in finished.out for spec in ALGORITHMS.values())
+    assert [line.split()[0] for line in finished.out.splitlines()] == [*ALGORITHMS, *PAIR_ALGORITHMS]
+    assert all(f"({spec.paper})" in finished.out for spec in [*ALGORITHMS.values(), *PAIR_ALGORITHMS.values()])
 
 
 def test_the_list_is_json_on_request(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_evaluate_speaks_json_alone(directory: Path) -> None:
     }
 
 
+def test_several_samples_of_a_question_give_pass_at_k(directory: Path) -> None:
+    several = ["--samples", "4", "--temperature", "1", "--json"]
+    result = json.loads(covey("evaluate", "tiny", *several, *FEW, directory=directory).out)
+    assert (result["num_prompts"], result["samples_per_prompt"]) == (8, 4)
+    assert list(result["pass_at"]) == ["2", "4"]
+
+
+def test_several_greedy_samples_are_refused(directory: Path) -> None:
+    finished = covey("evaluate", "tiny", "--samples", "4", *FEW, directory=directory)
+    assert finished.code == 2
+    assert "give --temperature, too" in finished.err
+
+
 def test_a_run_directory_is_evaluated_at_its_newest_checkpoint(directory: Path) -> None:
     run = json.loads(covey("evaluate", "runs/first", "--json", *FEW, directory=directory).out)
     checkpoint = json.loads(covey("evaluate", str(newest(directory / "runs/first")), "--json", *FEW, directory=directory).out)

@@ -19,9 +19,10 @@ from covey.algos.filters import TOKEN_FILTERS
 from covey.algos.kl import KL_TERMS
 from covey.algos.mismatch import CORRECTIONS
 from covey.algos.objective import Objective
-from covey.algos.registry import ALGORITHMS, DEFAULT_ALGORITHM, OPTIONS
+from covey.algos.registry import ALGORITHMS, DEFAULT_ALGORITHM, OPTIONS, PAIR_ALGORITHMS
 from covey.api import find_recipe
 from covey.config import Recipe, load_recipe, make_recipe
+from covey.pairs_recipe import explain_row, load_pairs_recipe
 from covey.tensors import GroupStats
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,11 @@ HEADINGS = ["Overview", "Usage", "Logged metrics", "Implementation details", "Re
 CHANCES = [0.1, 0.3, 0.5, 0.9]
 GROUP_SIZE = 8
 
+PAGES_OF_ROWS = {**ALGORITHMS, **PAIR_ALGORITHMS}
+
 every_row = pytest.mark.parametrize("name", list(ALGORITHMS))
+every_pair_row = pytest.mark.parametrize("name", list(PAIR_ALGORITHMS))
+every_page = pytest.mark.parametrize("name", list(PAGES_OF_ROWS))
 
 
 def page_of(name: str) -> str:
@@ -76,17 +81,17 @@ def golden() -> dict[str, Any]:
 
 
 def test_there_is_a_page_for_each_row_and_none_besides() -> None:
-    assert {path.stem for path in PAGES} == {*ALGORITHMS, "index"}
+    assert {path.stem for path in PAGES} == {*PAGES_OF_ROWS, "index"}
 
 
-@every_row
+@every_page
 def test_a_page_has_the_five_headings_in_order(name: str) -> None:
     assert re.findall(r"^## (.*)$", page_of(name), flags=re.MULTILINE) == HEADINGS
 
 
-@every_row
+@every_page
 def test_a_page_names_the_paper_of_its_row(name: str) -> None:
-    assert ALGORITHMS[name].paper.removeprefix("arXiv ") in section(page_of(name), "Overview")
+    assert PAGES_OF_ROWS[name].paper.removeprefix("arXiv ") in section(page_of(name), "Overview")
 
 
 @every_row
@@ -108,6 +113,30 @@ def test_the_commands_of_a_page_train_its_row(name: str) -> None:
     assert {recipe_of(line).algorithm.name for line in lines} == {name}
 
 
+@every_pair_row
+def test_a_page_lists_every_option_of_a_row_that_learns_from_pairs_with_its_default(name: str) -> None:
+    cells = {row[0].strip("`"): row[1].strip("`") for row in rows_of(section(page_of(name), "Usage"))[1:]}
+    told = {key: tomllib.loads(f"value = {cell}")["value"] for key, cell in cells.items() if cell != "needed"}
+    assert told == {key: value for key, value in explain_row(name, None)["options"].items() if key != "pairs.path"}
+
+
+@every_pair_row
+def test_the_commands_of_a_page_train_a_row_that_learns_from_pairs(name: str) -> None:
+    lines = commands(DOCS / "algorithms" / f"{name}.md")
+    assert lines
+    for line in lines:
+        words = shlex.split(line, comments=True)[2:]
+        [file] = [find_recipe(word) for word in words if "=" not in word] or [None]
+        recipe = load_pairs_recipe(file, [word for word in words if "=" in word])
+        assert (recipe.algorithm.name, recipe.pairs.path) == (name, "pairs.jsonl")
+
+
+def test_the_table_of_rows_that_learn_from_pairs_has_all_of_them() -> None:
+    rows = rows_of(section(page_of("index"), "Rows that learn from pairs"))[1:]
+    told = [(re.sub(r"\[`(.*)`\]\(.*\)", r"\1", row[0]), row[1]) for row in rows]
+    assert told == [(name, f"a {spec.trains}") for name, spec in PAIR_ALGORITHMS.items()]
+
+
 @pytest.mark.parametrize("path", [DOCS / "algorithms" / "index.md", *GUIDES], ids=lambda path: path.stem)
 def test_every_command_that_trains_is_a_valid_recipe(path: Path) -> None:
     assert commands(path)
@@ -125,7 +154,7 @@ def test_the_navigation_lists_the_pages_in_the_order_of_the_table() -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     [entries] = [entry["Algorithms"] for entry in navigation if "Algorithms" in entry]
     paths = [entry if isinstance(entry, str) else next(iter(entry.values())) for entry in entries]
-    assert paths == ["algorithms/index.md", *(f"algorithms/{name}.md" for name in ALGORITHMS)]
+    assert paths == ["algorithms/index.md", *(f"algorithms/{name}.md" for name in PAGES_OF_ROWS)]
 
 
 def test_the_table_of_rows_has_their_aggregations_and_kl_terms() -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from covey.api import find_recipe
 from covey.config import ConfigError, Recipe, load_recipe, make_recipe
+from covey.pairs_recipe import PairsRecipe, load_pairs_recipe, pair_row
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guide" / "recipes.md").read_text()
 SECTIONS: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
+PAIRS_SECTIONS: dict[str, Any] = {name: field.annotation for name, field in PairsRecipe.model_fields.items()}
 NOT_DESCRIBED = {"weight_decay"}
 
 every_section = pytest.mark.parametrize("name", list(SECTIONS))
@@ -61,6 +63,16 @@ def test_a_table_says_what_the_schema_says(name: str) -> None:
     assert {key: meaning for key, (_, meaning) in documented(name).items() if key not in NOT_DESCRIBED} == meanings
 
 
+def test_the_table_of_rows_that_learn_from_pairs_is_their_schema() -> None:
+    fields = {f"{name}.{key}": field for name, schema in PAIRS_SECTIONS.items() for key, field in schema.model_fields.items()}
+    rows = rows_of(section(PAGE, "## Recipes of rows that learn from pairs"))
+    assert [row[0].strip("`") for row in rows] == list(fields)
+    for key, default, meaning in rows:
+        field = fields[key.strip("`")]
+        told = None if default == "needed" else tomllib.loads(f"value = {default.strip('`')}")["value"]
+        assert (told, meaning) == (None if field.is_required() else field.default, field.description), key
+
+
 def test_the_recipe_at_the_top_is_valid() -> None:
     [block] = re.findall(r"^```toml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
     assert make_recipe(tomllib.loads(block)).task.level == "medium"
@@ -70,7 +82,8 @@ def test_the_recipes_that_come_with_covey_are_the_listed_ones() -> None:
     listed = [row[0].strip("`") for row in rows_of(section(PAGE, "## Recipes that come with Covey"))]
     assert sorted(listed) == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
     for name in listed:
-        assert load_recipe(find_recipe(name))
+        file = find_recipe(name)
+        assert load_pairs_recipe(file) if pair_row(file) else load_recipe(file)
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ def test_it_sees_only_the_steps_whose_completions_are_saved(monkeypatch: pytest.
 def arithmetic_run(model: Path, directory: Path, name: str, **changes: Any) -> Run:
     """Return a run of one step on a task whose questions have answers."""
     small = {key: value for key, value in digits.SMALL.items() if key not in ("reward__audit", "guard__enabled")}
-    given = small | {"num_steps": 1, "evaluation__num_prompts": 4, "run__directory": str(directory), "run__name": name}
-    return covey.train(model=str(digits.tiny_model(model)), quiet=True, **(given | changes))
+    given: dict[str, Any] = {"num_steps": 1, "evaluation__num_prompts": 4, "run__directory": str(directory), "run__name": name}
+    return covey.train(model=str(digits.tiny_model(model)), quiet=True, **(small | given | changes))
 
 
 def test_a_run_audits_its_reward_first_and_says_what_it_found(directory: Path, name: str) -> None:

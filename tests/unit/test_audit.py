@@ -353,7 +353,7 @@ def test_the_same_seed_gives_the_same_audit_and_another_one_other_questions():
         return {key: value for key, value in row.items() if not key.endswith("_s")}
 
     assert plain(1) == plain(1)
-    assert plain(1)["doubts"] != plain(2)["doubts"]
+    assert plain(1)["families"] != plain(2)["families"]
 
 
 def test_a_slow_reward_is_cut_off_and_its_right_answers_are_not_called_refused():

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from covey.algos.registry import ALGORITHMS
 from covey.config import ConfigError, Recipe, load_recipe, make_recipe, parse_override
 from covey.monitor.sinks import SINKS
+from covey.pairs_recipe import load_pairs_recipe, pair_row
 from covey.types import CoveyError
 
 
@@ -32,8 +33,8 @@ def message_of(*overrides: str) -> str:
         (
             "reward.qqqq=1",
             "reward.qqqq",
-            "known here: name, parts, options, combine, tie_break, gold, gold_options, max_error_frac, num_workers, timeout_s, "
-            "batch_timeout_s, max_memory_mb",
+            "known here: name, parts, options, combine, tie_break, gold, gold_options, audit, max_error_frac, num_workers, "
+            "timeout_s, batch_timeout_s, max_memory_mb",
         ),
         (
             "qqqq.num_steps=3",
@@ -229,7 +230,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_comes_along_is_valid(path: Path):
-    load_recipe(path)
+    assert load_pairs_recipe(path) if pair_row(path) else load_recipe(path)
 
 
 def test_there_are_recipes_that_come_along():

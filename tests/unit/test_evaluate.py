@@ -12,7 +12,7 @@ from tests.builders import END, make_prompt, make_reward, shake
 
 from covey.engines.scripted import ScriptedEngine
 from covey.engines.transformers import TransformersEngine
-from covey.evaluate import EvaluationSpec, Row, evaluate, prompt_means, summarise
+from covey.evaluate import EvaluationSpec, Row, evaluate, numbers_of_tries, prompt_means, summarise
 from covey.models.policy import Policy, weights_digest
 from covey.rewards.base import Rewarder, reward_from_function
 from covey.rollout import RolloutSpec, sample_step
@@ -268,3 +268,39 @@ def test_lengths_truncations_and_failures_are_shares_of_all_completions():
 
 def test_prompts_keep_their_order_of_appearance():
     assert list(prompt_means(rows_of({"b": [1.0], "a": [0.0]}), "gold")) == ["b", "a"]
+
+
+# --- several tries -----------------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_is_the_unbiased_estimate_for_each_prompt():
+    summary = summarise(rows_of({"a": [1.0, 0.0, 0.0, 0.0], "b": [1.0, 1.0, 0.0, 0.0], "c": [0.0] * 4}), None)
+    # 1 - C(n - c, 2) / C(n, 2): of the pairs of four samples, 3 of 6 hold the one right sample, 5 of 6 one of two.
+    expected = mean_interval([3 / 6, 5 / 6, 0.0])
+    found = summary["pass_at"]["2"]
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert summary["pass_at"]["4"]["mean"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("samples", "tries"), [(1, []), (2, [2]), (3, [2, 3]), (8, [2, 4, 8]), (12, [2, 4, 8, 12])])
+def test_tries_are_powers_of_two_and_the_number_of_samples(samples: int, tries: list[int]):
+    assert numbers_of_tries(samples) == tries
+
+
+def test_the_gain_of_pass_at_k_is_paired_with_step_0():
+    before = rows_of({"a": [0.0, 0.0], "b": [1.0, 1.0], "c": [0.0, 0.0]})
+    after = rows_of({"a": [1.0, 0.0], "b": [1.0, 0.0], "c": [0.0, 0.0]})
+    found = summarise(after, before)["pass_at"]["2"]
+    expected = mean_interval([1.0, 0.0, 0.0])
+    assert (found["gain"], found["gain_low"], found["gain_high"]) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert summarise(before, None)["pass_at"]["2"]["gain"] is None
+
+
+def test_a_prompt_with_fewer_scored_samples_than_tries_is_left_out_of_them():
+    summary = summarise(rows_of({"a": [1.0, None], "b": [0.0, 0.0], "c": [0.0, 1.0]}), None)
+    assert summary["pass_at"]["2"]["mean"] == 0.5
+
+
+def test_without_gold_there_is_no_pass_at_k():
+    rows = rows_of({"a": [None, None], "b": [None, None]}, proxy={"a": [1.0, 0.0], "b": [0.0, 0.0]})
+    assert set(summarise(rows, rows)["pass_at"]["2"].values()) == {None}

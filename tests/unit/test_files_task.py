@@ -13,6 +13,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from covey.assembly import make_rewarder
+from covey.config import make_recipe
 from covey.rewards.base import safe_score
 from covey.rewards.registry import find_reward
 from covey.tasks.base import PARTS, TRUE_ANSWER, Probe, Task, probe_sample
@@ -325,6 +327,15 @@ def test_a_verifier_of_ones_own_is_named_as_module_and_function(thirty: str, jud
     task = task_of(path=thirty, **COLUMNS | {"verifier": judge})
     assert score_of(task, task.train[0], "x" * 40) == 1.0
     assert (task.gold, task.honeypots) == (None, [])
+
+
+def test_without_a_verifier_the_recipe_has_to_name_a_reward(thirty: str):
+    options = {"path": thirty, **COLUMNS, "verifier": "none"}
+    task = task_of(**options)
+    with pytest.raises(CoveyError, match=r"task\.verifier='none' with no reward\.name"):
+        make_rewarder(make_recipe({"task": {"name": "files", **options}}), task)
+    named = make_recipe({"task": {"name": "files", **options}, "reward": {"name": "last_number", "gold": "none"}})
+    assert make_rewarder(named, task).proxy.name == "last_number"
 
 
 def test_honeypots_have_keys_that_the_true_answer_does_not_earn(tmp_path: Path):

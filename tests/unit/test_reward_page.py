@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.reward_cases import JUDGES
+
+from covey.model_rewards import RECIPE_REWARDS
 from covey.rewards.options import options_of
 from covey.rewards.reading import READINGS
-from covey.rewards.registry import REWARDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "rewards.md").read_text()
-NEEDED = {("pattern", "pattern"), ("cosine_length", "max_tokens")}
+NEEDED = {
+    ("pattern", "pattern"),
+    ("cosine_length", "max_tokens"),
+    ("preference", "model"),
+    *((judge, option) for judge in JUDGES for option in ("base_url", "model")),
+}
 IN_WORDS = {("json", "fields"): "all of the answer's"}
 
 
@@ -32,10 +39,10 @@ def in_words(row: str, name: str, default: Any) -> str:
 
 
 def test_the_table_has_every_reward_with_every_option_and_its_default():
-    for name, factory in REWARDS.items():
+    for name, factory in RECIPE_REWARDS.items():
         listed = [f"`{each.name}` ({in_words(name, each.name, each.default)})" for each in options_of(factory).values()]
         assert rows()[name][1] == (", ".join(listed) or "none")
-    assert set(rows()) == set(REWARDS)
+    assert set(rows()) == set(RECIPE_REWARDS)
 
 
 def test_the_page_has_every_reading():

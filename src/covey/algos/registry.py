@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -298,3 +298,29 @@ ALGORITHMS: dict[str, PolicySpec] = {
 
 OPTIONS: tuple[str, ...] = tuple(sorted({name for spec in ALGORITHMS.values() for name in spec.options}))
 """Every option that some row has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSpec:
+    """A row that learns from given data: it samples nothing, so that it has no reward, no groups and no guard."""
+
+    title: str
+    paper: str
+    loss_formula: str
+    """Plain text: the loss of one pair."""
+    data: str
+    """What it learns from, in words."""
+    trains: Literal["reward model"]
+    """What comes out, and with it which loop runs."""
+
+
+PAIR_ALGORITHMS: dict[str, PairSpec] = {
+    "bt": PairSpec(
+        title="Bradley-Terry reward model",
+        paper="Bradley and Terry 1952",
+        loss_formula="l = -log sigmoid(s(x, chosen) - s(x, rejected) - margin), s(x, y) the score of completion y to prompt x",
+        data="preference pairs",
+        trains="reward model",
+    ),
+}
+"""Rows with recipes of another schema: `covey.pairs_recipe`."""

@@ -263,10 +263,15 @@ def part_line(part: PartRow) -> str:
     return f"  part {part.name}:{moved} {means}"
 
 
+REASON_CHARACTERS = 200
+"""Of a reason in a run's log; the audit's own report has all of it."""
+
+
 def audit_message(result: AuditResult) -> str:
-    """Return the audit in one sentence, for the log of a run: the verdict, and its gravest reasons."""
-    told = [reason.text for reason in result.reasons if reason.level != "note"][:2]
-    rest = f": {'. '.join(told)}" if told else ""
+    """Return the audit in short, for the log of a run: the verdict, and the beginning of its gravest reason."""
+    told = next((reason.text for reason in result.reasons if reason.level != "note"), "")
+    clipped = told if len(told) <= REASON_CHARACTERS else f"{told[:REASON_CHARACTERS].rstrip()} ..."
+    rest = f": {clipped}" if told else ""
     paid, refused = share(result.num_paid, result.num_wrong), share(result.num_refused, result.num_right)
     return f"reward audit of {result.reward}: {result.verdict}, {paid} wrong answers paid, {refused} right ones refused{rest}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,7 +15,16 @@ from covey.sampling import permutation, stream_key
 from covey.stats import Interval
 from covey.types import CoveyError
 
-__all__ = ["FitReport", "FitSpec", "fit_reward_model", "held_out_accuracy", "split_pairs"]
+__all__ = [
+    "FitReport",
+    "FitSpec",
+    "FitStep",
+    "fit_reward_model",
+    "fit_steps",
+    "held_out_accuracy",
+    "prepare_pairs",
+    "split_pairs",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +46,20 @@ class FitSpec:
     """Share of the prompts whose pairs are measured on and not trained on; 0 = none, and no accuracy."""
     seed: int = 0
     """Of the split and of the order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitStep:
+    """What one optimizer step came to."""
+
+    step: int
+    """1, 2 ... `num_steps`."""
+    num_steps: int
+    loss: float
+    """Mean over the step's pairs, in nats. A model that prefers nothing has log 2 = 0.693."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,33 +100,59 @@ def fit_reward_model(
         CoveyError: a pair is too long for the model, or there are too few prompts to hold some out.
     """
     spec = spec or FitSpec()
-    train, held_out = split_pairs(pairs, held_out_frac=spec.held_out_frac, seed=spec.seed)
-    encoded = encoded_pairs(reward_model, train)
-    encoded_pairs(reward_model, held_out)  # Also refused before an hour of training, not after.
+    encoded, held_out = prepare_pairs(reward_model, pairs, spec)
     before = held_out_accuracy(reward_model, held_out)
-    parameters = [parameter for parameter in reward_model.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
-    num_steps = spec.num_epochs * math.ceil(len(encoded) / spec.batch_size)
     losses: list[float] = []
-    for epoch in range(spec.num_epochs):
-        order = permutation(stream_key(spec.seed, "reward model order", epoch), len(encoded))
-        for start in range(0, len(order), spec.batch_size):
-            batch = [encoded[index] for index in order[start : start + spec.batch_size]]
-            rate = learning_rate_at(len(losses), num_steps, peak=spec.learning_rate, warmup_frac=spec.warmup_frac)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            losses.append(backward(reward_model, batch, micro_batch_size=spec.micro_batch_size))
-            torch.nn.utils.clip_grad_norm_(parameters, spec.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            progress(f"step {len(losses)} of {num_steps}: loss {losses[-1]:.4f}")
+    for done in fit_steps(reward_model, encoded, spec):
+        losses.append(done.loss)
+        progress(f"step {done.step} of {done.num_steps}: loss {done.loss:.4f}")
     return FitReport(
-        num_train_pairs=len(train),
+        num_train_pairs=len(encoded),
         num_held_out_pairs=len(held_out),
         losses=tuple(losses),
         accuracy_before=before,
         accuracy=held_out_accuracy(reward_model, held_out),
     )
+
+
+def prepare_pairs(
+    reward_model: RewardModel, pairs: Sequence[PreferencePair], spec: FitSpec
+) -> tuple[list[EncodedPair], list[PreferencePair]]:
+    """Return (the pairs to train on, as the model reads them; the held-out pairs).
+
+    Raises:
+        CoveyError: a pair of either side is too long for the model, or there are too few prompts to hold some out.
+    """
+    train, held_out = split_pairs(pairs, held_out_frac=spec.held_out_frac, seed=spec.seed)
+    encoded = encoded_pairs(reward_model, train)
+    encoded_pairs(reward_model, held_out)  # Also refused before an hour of training, not after.
+    return encoded, held_out
+
+
+def fit_steps(reward_model: RewardModel, pairs: Sequence[EncodedPair], spec: FitSpec) -> Iterator[FitStep]:
+    """Train the model in place, and yield after each optimizer step. Whoever stops asking has it as far as it has come.
+
+    Raises:
+        CoveyError: the loss or its gradient is not finite.
+    """
+    parameters = [parameter for parameter in reward_model.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
+    num_steps = spec.num_epochs * math.ceil(len(pairs) / spec.batch_size)
+    step = 0
+    for epoch in range(spec.num_epochs):
+        order = permutation(stream_key(spec.seed, "reward model order", epoch), len(pairs))
+        for start in range(0, len(order), spec.batch_size):
+            batch = [pairs[index] for index in order[start : start + spec.batch_size]]
+            rate = learning_rate_at(step, num_steps, peak=spec.learning_rate, warmup_frac=spec.warmup_frac)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = backward(reward_model, batch, micro_batch_size=spec.micro_batch_size)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, spec.max_grad_norm))
+            refuse_not_finite("norm of the gradient", norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            yield FitStep(step=step, num_steps=num_steps, loss=loss, learning_rate=rate, grad_norm=norm)
 
 
 def backward(reward_model: RewardModel, batch: Sequence[EncodedPair], *, micro_batch_size: int) -> float:
@@ -117,9 +166,14 @@ def backward(reward_model: RewardModel, batch: Sequence[EncodedPair], *, micro_b
         loss = pair_losses(chosen, rejected, margin=margin).sum() / len(batch)
         loss.backward()
         total += loss.item()
-    if not math.isfinite(total):
-        raise CoveyError(f"the loss of the reward model is {total}; lower its learning rate, or check the model's weights")
+    refuse_not_finite("loss", total)
     return total
+
+
+def refuse_not_finite(what: str, value: float) -> None:
+    """Raise unless the number is finite."""
+    if not math.isfinite(value):
+        raise CoveyError(f"the {what} of the reward model is {value}; lower its learning rate, or check the model's weights")
 
 
 def encoded_pairs(reward_model: RewardModel, pairs: Sequence[PreferencePair]) -> list[EncodedPair]:

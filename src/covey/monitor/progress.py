@@ -128,9 +128,12 @@ def evaluation_line(step: int, part: str, mode: str, record: Mapping[str, Any]) 
     kind = "proxy" if record.get("gold_mean") is None else "gold"
     name = "reward (no gold)" if kind == "proxy" else kind
     line = f"{part}, {mode}, step {step}: {name} {interval(record, f'{kind}_mean', '.3f')}"
-    if record.get(f"{kind}_gain") is None:
-        return line
-    return f"{line}, gain {interval(record, f'{kind}_gain', '+.3f')}"
+    if record.get(f"{kind}_gain") is not None:
+        line += f", gain {interval(record, f'{kind}_gain', '+.3f')}"
+    if kind == "gold" and (tries := record.get("pass_at")):
+        most = max(tries, key=int)
+        line += f", pass@{most} {number(tries[most]['mean'])}"
+    return line
 
 
 def step_line(records: Sequence[StepRecord]) -> str:

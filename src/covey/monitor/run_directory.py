@@ -32,7 +32,7 @@ EVAL_KEYS = (
     *("step", "part", "mode", "num_prompts", "samples_per_prompt"),
     *("gold_mean", "gold_low", "gold_high", "proxy_mean", "proxy_low", "proxy_high"),
     *("gold_gain", "gold_gain_low", "gold_gain_high", "proxy_gain", "proxy_gain_low", "proxy_gain_high"),
-    *("length_mean", "truncated_frac", "error_frac"),
+    *("pass_at", "length_mean", "truncated_frac", "error_frac"),
 )
 GUARD_KEYS = ("step", "detector", "level", "action", "message", "figures")
 PROFILE_KEYS = (

@@ -14,8 +14,9 @@ function themed(figure) {
 function draw() {
   for (const node of document.querySelectorAll("[data-figure]")) {
     const { data, layout } = themed(figures[node.dataset.figure]);
-    for (const trace of data.filter((trace) => trace.meta)) trace.x = trace.meta[unit];
-    if (layout.xaxis.title) layout.xaxis.title.text = unit;
+    const moving = data.filter((trace) => trace.meta);
+    for (const trace of moving) trace.x = trace.meta[unit];
+    if (moving.length) layout.xaxis.title.text = unit;
     Plotly.react(node, data, layout, config);
   }
 }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
 
-from covey.report.charts import ALARM, BLUE, INK, ORANGE, PAPER, RULE, Chart, Line, Panel
+from covey.guard.regression import Curve
+from covey.report.charts import ALARM, BLUE, GREY, INK, ORANGE, PAPER, RULE, Chart, Line, Panel
+from covey.report.distance import DistanceView, Point
 from covey.report.load import Row, Run
 
 _BAND_OPACITY = "24"  # hexadecimal: 14 %
 _LABELS_A_ROW = 4
+_LABELS_IN_A_WIDTH = 20
+_CURVE_POINTS = 80
 
 
 def step_rows(run: Run) -> list[Row]:
@@ -84,6 +89,67 @@ def main_figure(run: Run) -> go.Figure | None:
     return figure if values else None
 
 
+def distance_figure(view: DistanceView) -> go.Figure | None:
+    """Return proxy and gold over the distance from the reference, with the curve of gold; None without points."""
+    if not view.points:
+        return None
+    figure = go.Figure(layout=_layout(top=16))
+    for score, colour in (("proxy", ORANGE), ("gold", BLUE)):
+        _add_gains(figure, [point for point in view.points if getattr(point, score) is not None], score, colour)
+    if view.curve is not None and view.curve.is_identified:
+        _add_curve(figure, view.curve, reach=max(point.distance for point in view.points))
+    figure.update_layout(
+        hovermode="closest",
+        yaxis={**_y_axis((0.0, 1.0), "+.0%", from_zero=False), "zeroline": True, "zerolinecolor": GREY},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0, "font": {"size": 12}},
+    )
+    figure.update_xaxes(rangemode="tozero", title={"text": "d = sqrt(KL)", "standoff": 6})
+    return figure
+
+
+def _add_gains(figure: go.Figure, points: Sequence[Point], score: str, colour: str) -> None:
+    if not points:
+        return
+    gains = [getattr(point, score) for point in points]
+    style: dict[str, Any] = {"mode": "lines+markers", "line": {"color": colour, "width": 1.6}, "marker": {"size": 7}}
+    hover = [f"step {point.step}: {gain:+.3f}" for point, gain in zip(points, gains, strict=True)]
+    if score == "proxy":  # Gold's points have whiskers in the way.
+        style |= {"mode": "lines+markers+text", "text": _step_names(points), "textposition": "top center", "cliponaxis": False}
+    else:
+        ends = [(point.gold_low, point.gold_high) for point in points]
+        above = [None if high is None else high - gain for (_, high), gain in zip(ends, gains, strict=True)]
+        below = [None if low is None else gain - low for (low, _), gain in zip(ends, gains, strict=True)]
+        whiskers = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3}
+        style["error_y"] = {**whiskers, "array": above, "arrayminus": below}
+    places = [point.distance for point in points]
+    figure.add_scatter(x=places, y=gains, name=score, customdata=hover, hovertemplate="%{customdata}", **style)
+
+
+def _step_names(points: Sequence[Point]) -> list[str]:
+    """Return the step of each point, empty where it would be written over another."""
+    room = max(point.distance for point in points) / _LABELS_IN_A_WIDTH
+    taken: list[float] = []
+    names: list[str] = []
+    for point in points:
+        is_free = all(abs(point.distance - other) >= room for other in taken)
+        taken += [point.distance] if is_free else []
+        names.append(str(point.step) if is_free else "")
+    return names
+
+
+def _add_curve(figure: go.Figure, curve: Curve, *, reach: float) -> None:
+    """Draw d (alpha - beta ln d), which begins at 0, and mark where it is highest."""
+    end = max(reach, curve.best_distance)
+    places = [end * index / _CURVE_POINTS for index in range(1, _CURVE_POINTS + 1)]
+    gains = [place * (curve.alpha - curve.beta * math.log(place)) for place in places]
+    line = {"color": BLUE, "width": 1.4, "dash": "dash"}
+    figure.add_scatter(x=[0.0, *places], y=[0.0, *gains], name="curve of gold", mode="lines", line=line, hoverinfo="skip")
+    marker = {"symbol": "diamond", "size": 11, "color": INK}
+    peak = f"highest at d = {curve.best_distance:.3g}: {curve.best_gain:+.3f}"
+    style = {"mode": "markers", "marker": marker, "customdata": [peak], "hovertemplate": "%{customdata}"}
+    figure.add_scatter(x=[curve.best_distance], y=[curve.best_gain], name="its peak", **style)
+
+
 def _add_test_part(figure: go.Figure, run: Run) -> None:
     rows = _scored(run.evals, "test", "greedy", "gold")
     marker = {"symbol": "diamond", "size": 10, "color": INK}
@@ -95,12 +161,16 @@ def _add_alarms(figure: go.Figure, run: Run) -> None:
     """Draw a line from bottom to top where the guard spoke."""
     values = [value for trace in figure.data for value in trace.y]
     bottom, top = min(0.0, *values, 0.0), max(values, default=1.0)
+    seen: set[str] = set()
     for row in run.guard:
         if row["action"] != "note":
-            style = {"mode": "lines", "line": {"color": ALARM, "width": 1.6, "dash": "dash"}, "hoverinfo": "name"}
             label = f"guard: {row['detector'].replace('_', ' ')}"
             positions = _positions(run, [row, row])
-            figure.add_scatter(x=positions["steps"], y=[bottom, top], name=label, legendgroup=label, meta=positions, **style)
+            line = {"color": ALARM, "width": 1.6, "dash": "dash"}
+            style = {"mode": "lines", "line": line, "hoverinfo": "name"}
+            legend = {"legendgroup": label, "showlegend": label not in seen}
+            figure.add_scatter(x=positions["steps"], y=[bottom, top], name=label, meta=positions, **legend, **style)
+            seen.add(label)
 
 
 def _whiskers(rows: Sequence[Row], score: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from plotly.offline import get_plotlyjs
 
 from covey.monitor.run_directory import write_text_atomic
 from covey.report.charts import CHARTS, DARK, reward_parts_chart
-from covey.report.figures import chart_figure, main_figure, step_rows
-from covey.report.guard import guard_view
+from covey.report.distance import distance_view, entropy_sentence, history_of
+from covey.report.figures import chart_figure, distance_figure, main_figure, step_rows
+from covey.report.guard import done, guard_view
 from covey.report.load import Row, Run, load_run
 from covey.report.stats import comparison, duration, evenly_spaced, fates, is_right, paired, phase_totals, verdict
 
@@ -26,6 +28,7 @@ _PAIRS_SHOWN = {"fixed": 3, "broken": 2, "still wrong": 2, "still right": 1, "hi
 _GROUPS_SHOWN = 3
 _EVENTS_SHOWN = 60
 _TEXT_SHOWN = 4000  # characters of one completion
+_PROMPT_SHOWN = 120  # characters of the end of a prompt, where its question stands
 
 
 def write_report(run_path: Path) -> Path:
@@ -38,20 +41,24 @@ def write_report(run_path: Path) -> Path:
 def report_html(run: Run) -> str:
     """Return the page of a run."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(number=_number, duration=duration, clipped=_clipped)
+    environment.filters.update(number=_number, duration=duration, clipped=_clipped, ending=_ending, done=done)
     scripts = [get_plotlyjs(), _resource("charts.js")]
-    rows = step_rows(run)
+    rows, history = step_rows(run), history_of(run)
     charts = {"parts": reward_parts_chart(rows), **CHARTS}
+    charts["entropy"] = replace(charts["entropy"], note=charts["entropy"].note + entropy_sentence(history))
     small = {key: figure for key, chart in charts.items() if (figure := chart_figure(chart, rows)) is not None}
-    main = main_figure(run)
-    figures = {**({"main": main} if main else {}), **small}
+    distance = distance_view(run, history)
+    large = {"main": main_figure(run), "distance": distance_figure(distance)}
+    figures = {**{key: figure for key, figure in large.items() if figure is not None}, **small}
     return environment.from_string(_resource("template.html.j2")).render(
         run=run,
         is_right=is_right,
         verdict=verdict(run),
         guard=guard_view(run),
         facts=_facts(run),
-        has_main=main is not None,
+        shown=figures.keys(),
+        distance=distance,
+        prompt_shown=_PROMPT_SHOWN,
         has_minutes=any(row.get("elapsed_s") is not None for row in run.timing if row["step"] > 0),
         charts={key: charts[key] for key in small},
         missing=[chart.title for key, chart in charts.items() if key not in small],
@@ -135,6 +142,11 @@ def _number(value: float | None) -> str:
 def _clipped(text: str | None) -> str:
     shown = text or ""
     return shown if len(shown) <= _TEXT_SHOWN else f"{shown[:_TEXT_SHOWN]} ... ({len(shown) - _TEXT_SHOWN} more characters)"
+
+
+def _ending(text: str) -> str:
+    """Return the last words of a text, where a prompt with examples has its question."""
+    return "... " + text[-_PROMPT_SHOWN:].partition(" ")[2]
 
 
 def _embedded_json(payload: Mapping[str, Any]) -> Markup:

@@ -121,6 +121,16 @@ class PairwiseJudge:
     def columns(self) -> tuple[str, ...]:
         return (self.reference_column,) if self.reference_column else ()
 
+    @property
+    def compares_answers(self) -> bool:
+        """Whether a value says how a completion compares with others, and not whether it is right."""
+        return True
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether a value says how a completion compares with the others of its call, and nothing by itself."""
+        return not self.reference_column
+
     def __call__(self, sample: Sample) -> Score:
         return self.score_batch([sample])[0]
 

@@ -22,15 +22,24 @@ class Option:
     default: Any
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool), bool),
     int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
-    float: ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool), float),
+    float: ("a number", _is_number, float),
     str: ("a text", lambda value: isinstance(value, str), str),
     tuple[str, ...]: (
         "a list of texts",
         lambda value: isinstance(value, list | tuple) and all(isinstance(each, str) for each in value),
         tuple,
+    ),
+    tuple[float, ...]: (
+        "a list of numbers",
+        lambda value: isinstance(value, list | tuple) and all(_is_number(each) for each in value),
+        lambda value: tuple(map(float, value)),
     ),
     Mapping[str, Any]: ("a table", lambda value: isinstance(value, Mapping), dict),
 }

@@ -94,6 +94,16 @@ class PreferenceReward:
     def columns(self) -> tuple[str, ...]:
         return (self.reference_column,) if self.reference_column else ()
 
+    @property
+    def compares_answers(self) -> bool:
+        """Whether a value says how a completion compares with others or with a reference, and not whether it is right."""
+        return self.bound != "none"
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether a value says how a completion compares with the others of its call, and nothing by itself."""
+        return self.bound != "none" and not self.reference_column
+
     def __call__(self, sample: Sample) -> Score:
         """Return the score of a group of one: without a reference, "sigmoid" and "win_rate" give 1/2."""
         return self.score_batch([sample])[0]
@@ -157,16 +167,26 @@ def preference_reward(
     """
     if bound not in BOUNDS:
         raise CoveyError(f"the bound {bound!r} of the reward {name!r} is none of {', '.join(BOUNDS)}")
+    low, high = preference_range(bound, reference_column=reference_column, reward_range=reward_range)
+    return PreferenceReward(
+        score_texts=score_texts, name=name, low=low, high=high, bound=bound, reference_column=reference_column
+    )
+
+
+def preference_range(bound: Bound, *, reference_column: str, reward_range: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the lowest and the highest value of a preference reward with these options.
+
+    Raises:
+        CoveyError: the options do not go together.
+    """
     if reference_column and bound != "sigmoid":
         raise CoveyError(f"a reference column goes with bound='sigmoid', and not with {bound!r}; leave one of them out")
     if (bound == "none") != (reward_range is not None):
         raise CoveyError("reward_range goes with bound='none', and is needed there; the other bounds make the range 0 to 1")
     low, high = reward_range or (0.0, 1.0)
-    if not low < high:
-        raise CoveyError(f"reward_range={reward_range}: the first number must be smaller than the second")
-    return PreferenceReward(
-        score_texts=score_texts, name=name, low=low, high=high, bound=bound, reference_column=reference_column
-    )
+    if not -math.inf < low < high < math.inf:
+        raise CoveyError(f"reward_range={reward_range}: the first number must be smaller than the second, and both finite")
+    return low, high
 
 
 def is_readable(score: float | None) -> TypeGuard[float]:

@@ -16,6 +16,7 @@ import cloudpickle
 from covey.rewards.asynchronous import GRACE_S, AsyncReward
 from covey.rewards.base import Reward, Sample, ScoresBatches
 from covey.rewards.combine import CombinedReward
+from covey.rewards.control import ControlReward
 from covey.rewards.dispatch import Call, Dispatch, SentReward, chunks_of
 from covey.rewards.length import OverlongPenalised
 from covey.rewards.worker_process import OutputLog, WorkerProcess, start_worker
@@ -74,7 +75,7 @@ class RewardWorkers:
         return [worker.process.pid for worker in self._workers]
 
     def isolated(self, reward: Reward) -> Reward:
-        """Return the reward with its calls made in the workers; of one that is made of several, the calls of each part.
+        """Return the reward with its calls made in the workers; of one that is made of others, the calls of each of these.
 
         A reward that says `runs_inline` stays in the training process. Name, range, columns and parts are the same.
 
@@ -83,7 +84,7 @@ class RewardWorkers:
         """
         if isinstance(reward, CombinedReward):
             return replace(reward, parts=tuple(replace(part, reward=self.isolated(part.reward)) for part in reward.parts))
-        if isinstance(reward, OverlongPenalised):
+        if isinstance(reward, OverlongPenalised | ControlReward):
             return replace(reward, reward=self.isolated(reward.reward))
         if isinstance(reward, AsyncReward):
             reward = replace(reward, timeout_s=self.spec.timeout_s)

@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from covey.rewards.base import Reward, Sample, safe_score
+from covey.rewards.base import FunctionReward, Reward, Sample, safe_score
 from covey.rewards.registry import find_reward
 from covey.sampling import stream_key
 from covey.tasks.base import PARTS, TRUE_ANSWER, Part, Probe, Task
@@ -20,7 +20,7 @@ from covey.tasks.data_options import DataOptions, data_options
 from covey.tasks.data_rows import BadRow, Row, read_rows
 from covey.tasks.overlap import overlap_notes
 from covey.tasks.presets import PRESETS, Preset, RowError, columns_preset, value_of
-from covey.types import CoveyError, Message, Prompt
+from covey.types import CoveyError, Message, Prompt, Score
 
 HELD_OUT_SHARE = 0.2
 MAX_HELD_OUT = 200
@@ -31,6 +31,9 @@ NUM_NAMED_ROWS = 10
 """Bad rows that a message names; of the others it says how many they are."""
 PAYS_ITS_KEY = ("last_number", "asserted_number", "numeric", "exact", "choice")
 """Verifiers that must pay a row's own answer as a completion: if they do not, nothing can earn anything there."""
+
+NO_VERIFIER = "none"
+"""A task of this verifier has no reward of its own: the recipe names one."""
 
 _SPLIT_SEED = 1  # Another value is another split.
 
@@ -104,10 +107,19 @@ def verifier_of(options: DataOptions, preset: Preset) -> Reward:
         CoveyError: neither names one, or there is none of that name.
     """
     name = options.verifier or preset.verifier
+    if name == NO_VERIFIER:
+        return FunctionReward(name=NO_VERIFIER, score=_no_score)
     if not name:
         what = f"task.preset={options.preset!r} comes without a verifier" if options.preset else "no verifier is named"
-        raise CoveyError(f"{what}; set task.verifier to a row of the reward table or to your own as 'module:function'")
+        raise CoveyError(
+            f"{what}; set task.verifier to a row of the reward table or to your own as 'module:function', or to "
+            f"{NO_VERIFIER!r} if reward.name says what is optimised"
+        )
     return find_reward(name, key="task.verifier", options=options.verifier_options)
+
+
+def _no_score(sample: Sample) -> Score:
+    raise CoveyError(f"task.verifier={NO_VERIFIER!r}: the task has none")
 
 
 def load(

@@ -1,0 +1,1 @@
+"""The parts of `bt_proxy.py`."""
