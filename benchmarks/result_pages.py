@@ -213,6 +213,34 @@ def live_part(result: Mapping[str, Any]) -> str:
     return table(header, rows) + f"\n\n{described(result)}"
 
 
+def learned_part(result: Mapping[str, Any]) -> str:
+    """Return what became of gold under a learned proxy, and what the curve and the guard said."""
+    if not result.get("summary"):
+        return ABSENT
+    fit, curve = result["reward_model"]["accuracy"], result["curve"]
+    rows = [
+        [
+            name,
+            str(at["step"]),
+            *(number(at, key, 2) for key in ("distance", "proxy_mean", "gold_mean")),
+            number(at, "words_mean"),
+        ]
+        for name, at in result["summary"].items()
+    ]
+    header = ["part guard", "step", "sqrt(KL)", "proxy", "gold", "words"]
+    told = [
+        f"The reward model prefers the better of two held-out completions in {fit['mean']:.0%} of pairs "
+        f"[{fit['low']:.0%}, {fit['high']:.0%}]; the labels follow gold in {result['labels_that_follow_gold']:.0%}."
+    ]
+    if curve is not None and curve["is_identified"]:
+        told.append(f"The fitted curve of gold has its peak at sqrt(KL) = {curve['best_distance']:.1f}.")
+    else:
+        told.append("The fitted curve does not show where gold has its peak.")
+    spoke = dict.fromkeys(f"`{row['detector']}` at step {row['step']}" for row in result["findings"] if row["level"] != "note")
+    told.append(f"The guard, which only warned here: {', '.join(spoke) or 'nothing'}.")
+    return table(header, rows) + "\n\n" + "\n".join(told)
+
+
 def audit_part(result: Mapping[str, Any]) -> str:
     """Return how many wrong answers each reward pays, and how many right ones it refuses."""
     if not result.get("rewards"):
@@ -269,6 +297,7 @@ PAGES: dict[Path, Parts] = {
     ROOT / "docs" / "guide" / "guard.md": {
         "simulated runs": ("guard_sim", simulation_part),
         "live runs": ("guard_live", live_part),
+        "learned proxy": ("bt_proxy", learned_part),
     },
     ROOT / "docs" / "guide" / "audit.md": {"rewards": ("audit", audit_part)},
 }

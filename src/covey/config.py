@@ -263,8 +263,8 @@ def refuse_rows_of_pairs(values: Mapping[str, Any]) -> None:
     row = algorithm.get("name") if isinstance(algorithm, Mapping) else None
     if isinstance(row, str) and row in PAIR_ALGORITHMS:
         raise ConfigError(
-            f"algorithm.name={row!r}: the row learns from {PAIR_ALGORITHMS[row].data}; its recipes and runs are for `covey train` "
-            "on the command line alone"
+            f"algorithm.name={row!r}: the row learns from {PAIR_ALGORITHMS[row].data}; its recipes and runs are for "
+            "`covey train` on the command line alone"
         )
 
 

@@ -13,6 +13,7 @@ from benchmarks.result_pages import (
     SCALING_PICTURE,
     audit_part,
     decode_part,
+    learned_part,
     live_part,
     picture,
     plan_part,
@@ -118,6 +119,23 @@ def test_a_live_run_is_shown_with_what_spoke_and_what_became_of_it() -> None:
     assert text.index(hacked_row) < text.index("| honest, seed 1 | - | - | no, 21 steps | 25% to 75% | 20% to 10% |")
 
 
+def test_a_learned_proxy_is_shown_with_its_curve_and_what_the_guard_said() -> None:
+    at = {"step": 0, "distance": 0.0, "gold_mean": 0.25, "proxy_mean": 0.5, "words_mean": 21.25}
+    result = {
+        "labels_that_follow_gold": 0.8,
+        "reward_model": {"accuracy": {"mean": 0.7, "low": 0.6, "high": 0.8}},
+        "curve": {"best_distance": 2.51, "is_identified": True},
+        "findings": [{"detector": "gold_regression", "step": 40, "level": "critical"}],
+        "summary": {"start": at, "end": at | {"step": 60, "distance": 4.5, "gold_mean": 0.125}},
+    }
+    text = learned_part(result)
+    assert "| end | 60 | 4.50 | 0.50 | 0.12 | 21.2 |" in text
+    assert "70% of pairs [60%, 80%]; the labels follow gold in 80%" in text
+    assert "peak at sqrt(KL) = 2.5." in text
+    assert "`gold_regression` at step 40" in text
+    assert "does not show where gold has its peak" in learned_part(result | {"curve": None})
+
+
 def test_a_reward_is_shown_with_what_it_pays_and_refuses() -> None:
     totals = {"false_positive_rate": 0.198, "false_negative_rate": 0.0, "by_kind": {"blind": [0, 12], "near": [1, 9]}}
     text = audit_part({"rewards": {"last_number": {"totals": totals}}})
@@ -125,5 +143,5 @@ def test_a_reward_is_shown_with_what_it_pays_and_refuses() -> None:
 
 
 def test_what_has_not_been_measured_is_said_to_be_missing() -> None:
-    for part in (steps_part, decode_part, plan_part, scaling_part, simulation_part, live_part, audit_part):
+    for part in (steps_part, decode_part, plan_part, scaling_part, simulation_part, live_part, learned_part, audit_part):
         assert part({}) == ABSENT
