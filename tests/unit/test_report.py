@@ -136,6 +136,7 @@ def test_without_gold_the_run_is_flying_blind() -> None:
         ((), "Unfinished: 7 of 40 steps are done."),
         (("interrupted",), "Interrupted: 7 of 40 steps are done."),
         (("interrupted", "resumed"), "Unfinished: 7 of 40 steps are done."),
+        (("kl_budget",), "Ended by its KL budget after 7 of 40 steps."),
     ],
 )
 def test_an_unfinished_run_says_how_far_it_came(events: tuple[str, ...], sentence: str) -> None:

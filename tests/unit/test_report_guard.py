@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from covey.report import write_report
 from covey.report.figures import main_figure
 from covey.report.guard import guard_sentences, guard_view
 from covey.report.load import Run, load_run
+from covey.report.stats import progress
 
 MESSAGE = "The proxy passes 40.0% of the held-out answers that gold fails."
 ALARM = {"step": 30, "detector": "exploit_mass", "level": "critical", "action": "stop", "message": MESSAGE, "figures": {}}
@@ -161,3 +163,11 @@ def test_the_chart_has_a_line_where_the_guard_spoke(tmp_path: Path, unit: str, e
     assert line.name == "guard: exploit mass"
     positions = line.meta[unit]
     assert positions == expected if expected else positions[0] == positions[1] > 0
+
+
+def test_a_run_that_the_guard_has_ended_is_not_called_unfinished(tmp_path: Path):
+    run = run_with(tmp_path / "run", ALARM)
+    stopped = dataclasses.replace(run, metrics=[row for row in run.metrics if row["step"] <= 30])
+    assert progress(stopped) == "Ended by the guard after 30 of 40 steps."
+    warned = run_with(tmp_path / "other", WARNING)
+    assert progress(dataclasses.replace(warned, metrics=stopped.metrics)) == "Unfinished: 30 of 40 steps are done."

@@ -57,6 +57,13 @@ class Run:
         kinds = [event.get("kind") for event in self.events if event.get("kind") in ("interrupted", "resumed")]
         return kinds[-1:] == ["interrupted"]
 
+    @property
+    def ended_by(self) -> str | None:
+        """What ended the run before its last step, on purpose; None if nothing did."""
+        if any(row["action"] in ("stop", "roll_back") for row in self.guard):
+            return "the guard"
+        return "its KL budget" if any(event.get("kind") == "kl_budget" for event in self.events) else None
+
     def elapsed_s(self, step: int) -> float | None:
         """Return the training seconds from step 0 to the end of `step`; None if they were not recorded."""
         times = {row["step"]: row.get("elapsed_s") for row in self.timing}

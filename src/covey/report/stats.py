@@ -96,6 +96,8 @@ def progress(run: Run) -> str:
         return f"{done} steps are done; the recipe does not say how many were planned."
     if done >= planned:
         return f"All {planned} steps are done."
+    if run.ended_by:
+        return f"Ended by {run.ended_by} after {done} of {planned} steps."
     return f"{'Interrupted' if run.was_interrupted else 'Unfinished'}: {done} of {planned} steps are done."
 
 
