@@ -84,11 +84,7 @@ def audit(
     """
     spec, started = spec or (SHORT if short else AuditSpec()), time.monotonic()
     rewarder = reward if isinstance(reward, Rewarder) else Rewarder(proxy=reward, gold=task.gold)
-    if compares_answers(rewarder.proxy):
-        raise CoveyError(
-            f"{rewarder.proxy.name} compares answers with each other, so that what it pays for one says nothing of it alone; "
-            "there is nothing to audit. Judges have covey.rewards.judge_check, reward models their held-out accuracy"
-        )
+    refuse_comparisons(rewarder.proxy)
     until = None if spec.deadline_s is None else started + spec.deadline_s
     prompts = audited_prompts(task, num_prompts=spec.num_prompts, seed=spec.seed)
     if not prompts:
@@ -131,6 +127,15 @@ def audit(
         search=search,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def refuse_comparisons(reward: Reward) -> None:
+    """Raise if the reward compares answers."""
+    if compares_answers(reward):
+        raise CoveyError(
+            f"{reward.name} compares answers with each other, so that what it pays for one says nothing of it alone; there is "
+            "nothing to audit. Judges have covey.rewards.judge_check, reward models their held-out accuracy"
+        )
 
 
 def compares_answers(reward: Reward) -> bool:

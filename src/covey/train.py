@@ -103,14 +103,11 @@ def train_step(session: Session, clock: Clock) -> None:
     refuse_failing_reward(sampled, max_error_frac=recipe.reward.max_error_frac)
     if problem := gold_problem(sampled, max_error_frac=recipe.reward.max_error_frac):
         session.recorder.event(step, "warning", problem)
-    low, high = session.success
-    for group in sampled.all:
-        rewards = group.scored_rewards
-        prompts.observe(group.prompt.prompt_id, sum(reward > (low + high) / 2 for reward in rewards), len(rewards))
+    show_pass_rates(session, sampled)
     metrics = rollout_metrics(
         sampled,
-        reward_low=low,
-        reward_high=high,
+        reward_low=session.success[0],
+        reward_high=session.success[1],
         part_weights=session.stats.part_weights,
         has_signal=session.rollouts.has_signal,
     )
@@ -146,6 +143,14 @@ def train_step(session: Session, clock: Clock) -> None:
     session.recorder.step(
         step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts, distances=distances
     )
+
+
+def show_pass_rates(session: Session, sampled: SampledGroups) -> None:
+    """Tell the curriculum how many completions of each prompt earned more than half of the reward's range."""
+    middle = sum(session.success) / 2
+    for group in sampled.all:
+        rewards = group.scored_rewards
+        session.state.prompts.observe(group.prompt.prompt_id, sum(reward > middle for reward in rewards), len(rewards))
 
 
 def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tuple[dict[str, Metric], list[RowDistance | None]]:

@@ -20,6 +20,7 @@ from covey.guard.search import SearchSpec
 from covey.report.audit_page import audit_html, write_audit
 from covey.rewards.base import FunctionReward, Reward, Rewarder, Sample, reward_from_function, score_of
 from covey.rewards.combine import combine_rewards
+from covey.rewards.preference import preference_reward
 from covey.rewards.registry import find_reward
 from covey.tasks.base import Probe, Task
 from covey.tasks.registry import TASK_LEVELS, TASKS, find_task
@@ -510,3 +511,11 @@ def test_a_tasks_gold_is_no_broken_reward_where_the_key_is_no_completion(name: s
     result = audit(task, Rewarder(proxy=task.gold, gold=None), spec=UNSEARCHED)
     assert kinds(result, "fail") == set()
     assert result.num_paid == 0
+
+
+def test_a_reward_that_compares_answers_is_refused_also_inside_another():
+    task = find_task("arithmetic", level="easy")
+    preferred = preference_reward(lambda texts: [0.0] * len(texts), name="liked")
+    for reward in (preferred, combine_rewards({"liked": (preferred, 0.5), "last": (task.proxy, 0.5)}, "sum")):
+        with pytest.raises(CoveyError, match="compares answers with each other"):
+            audit(task, reward, spec=SPEC)
