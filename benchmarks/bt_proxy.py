@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bt_proxy_parts.gold import sentence_score, words_of
 from bt_proxy_parts.looks import record_of, without_nan
@@ -67,6 +67,8 @@ class Setting:
     num_pairs: int = 500
     sharpness: float = 6.0
     """P(a is preferred to b) = sigmoid(sharpness (gold_a - gold_b))."""
+    reward_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the reward model's matrix products, in its training and after it."""
     fit_batch_size: int = 16
     fit_learning_rate: float = 2e-5
     prompts_per_step: int = 8
@@ -90,7 +92,8 @@ def run_all(setting: Setting, directory: Path, *, num_steps: int) -> dict[str, A
     completions = base_completions(setting, parts, directory / "completions.json")
     pairs = labelled_pairs(setting, parts["train"], completions, directory / "pairs.jsonl")
     fit = fitted_reward_model(setting, directory)
-    task = task_of({part: with_references(prompts, completions) for part, prompts in parts.items()}, directory / "reward-model")
+    held = {part: with_references(prompts, completions) for part, prompts in parts.items()}
+    task = task_of(setting, held, directory / "reward-model")
     run = trained_run(setting, task, directory, num_steps=num_steps)
     return {
         "setting": asdict(setting),
@@ -156,7 +159,7 @@ def fitted_reward_model(setting: Setting, directory: Path) -> dict[str, Any]:
     """Return how good the reward model is on held-out prompts; it is trained unless the directory holds it."""
     record = directory / "reward-model.json"
     if not record.exists():
-        model = new_reward_model(setting.model, progress=say)
+        model = new_reward_model(setting.model, compute_dtype=setting.reward_dtype, progress=say)
         spec = FitSpec(
             num_epochs=1, batch_size=setting.fit_batch_size, learning_rate=setting.fit_learning_rate, seed=setting.seed
         )
@@ -175,9 +178,9 @@ def fitted_reward_model(setting: Setting, directory: Path) -> dict[str, Any]:
     return json.loads(record.read_text())
 
 
-def task_of(parts: Mapping[str, Sequence[Prompt]], reward_model: Path) -> Task:
+def task_of(setting: Setting, parts: Mapping[str, Sequence[Prompt]], reward_model: Path) -> Task:
     """Return the task: what is optimised is the probability of beating the base model's completion."""
-    model = load_reward_model(str(reward_model))
+    model = load_reward_model(str(reward_model), compute_dtype=setting.reward_dtype)
     return Task(
         name=CUSTOM_TASK,
         train=parts["train"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
+from covey.models.policy import ComputeDtype
 from covey.models.reward_model import load_reward_model
 from covey.rewards.base import Reward
 from covey.rewards.preference import Bound, PreferenceReward, preference_range, preference_reward
@@ -19,6 +20,7 @@ def preference(
     reference_column: str = "",
     reward_range: tuple[float, ...] = (),
     max_batch_tokens: int = 16_384,
+    compute_dtype: ComputeDtype = "float32",
 ) -> PreferenceReward:
     """Return the reward of a Bradley-Terry model, which is loaded now and stays in this process.
 
@@ -35,7 +37,8 @@ def preference(
     preference_range(bound, reference_column=reference_column, reward_range=ends)  # Before gigabytes are read.
     if max_batch_tokens < 1:
         raise CoveyError(f"max_batch_tokens={max_batch_tokens}: give at least 1; a text that is longer is scored alone")
-    score_texts = functools.partial(load_reward_model(model).score, max_batch_tokens=max_batch_tokens)
+    loaded = load_reward_model(model, compute_dtype=compute_dtype)
+    score_texts = functools.partial(loaded.score, max_batch_tokens=max_batch_tokens)
     return preference_reward(score_texts, bound=bound, reference_column=reference_column, reward_range=ends)
 
 

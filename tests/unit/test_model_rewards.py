@@ -100,9 +100,9 @@ def test_a_run_is_paid_by_the_reward_model_that_its_recipe_names(
 def test_the_model_is_loaded_once_and_stays_in_the_training_process(reward_model: str, monkeypatch: pytest.MonkeyPatch):
     loaded: list[str] = []
 
-    def load(name: str) -> Any:
+    def load(name: str, **options: Any) -> Any:
         loaded.append(name)
-        return load_reward_model(name)
+        return load_reward_model(name, **options)
 
     monkeypatch.setattr(covey.model_rewards, "load_reward_model", load)
     recipe = make_recipe({"reward": {"name": "preference", "options": {"model": reward_model}, "num_workers": 2}})
