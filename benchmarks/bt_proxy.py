@@ -1,8 +1,8 @@
 """A learned proxy, optimised until gold falls: the one real test of the curve over sqrt(KL).
 
-    python benchmarks/bt_proxy.py [--steps 60] [--keep DIRECTORY]
+    python benchmarks/bt_proxy.py [--steps 40] [--keep DIRECTORY]
 
-SmolLM2-135M writes short sentences about 64 topics. Gold likes about twelve words that do not repeat. Of four completions of
+SmolLM2-135M writes short sentences about 64 topics. Gold likes about sixteen words that do not repeat. Of four completions of
 each training prompt pairs are made, labelled by the model of Bradley and Terry on gold, and a reward model is trained on them.
 The policy is then trained on the probability that the reward model prefers its completion to the base model's first one,
 without a KL penalty and with a guard that only warns.
@@ -65,12 +65,12 @@ class Setting:
     samples_per_prompt: int = 4
     """Of the base model, for pairs."""
     num_pairs: int = 500
-    sharpness: float = 6.0
+    sharpness: float = 12.0
     """P(a is preferred to b) = sigmoid(sharpness (gold_a - gold_b))."""
     reward_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the reward model's matrix products, in its training and after it."""
     fit_batch_size: int = 16
-    fit_learning_rate: float = 2e-5
+    fit_learning_rate: float = 1e-4
     prompts_per_step: int = 8
     group_size: int = 8
     learning_rate: float = 3e-5
@@ -234,7 +234,7 @@ def say(message: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60, help="training steps (60)")
+    parser.add_argument("--steps", type=int, default=40, help="training steps (40)")
     parser.add_argument("--keep", type=Path, help="directory to keep the stages in, and to go on from")
     arguments = parser.parse_args()
     start_tuned()
