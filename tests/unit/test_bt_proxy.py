@@ -21,22 +21,22 @@ from covey.guard.history import History
 from covey.monitor.run_directory import RunDirectory
 from covey.rewards.preference_pairs import read_preference_pairs
 
-TWELVE = "One two three four five six seven eight nine ten eleven twelve."
+SIXTEEN = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen."
 
 
 @pytest.mark.parametrize(
     ("completion", "score"),
     [
-        (TWELVE, 1.0),
-        (f"{TWELVE} {TWELVE}", math.exp(-(12**2) / 64) / 2),
-        ("Boats come home.", math.exp(-81 / 64)),
-        ("Home home Home", math.exp(-81 / 64) / 3),
-        ("It's well-known", math.exp(-100 / 64)),
+        (SIXTEEN, 1.0),
+        (f"{SIXTEEN} {SIXTEEN}", math.exp(-(16**2) / 100) / 2),
+        ("Boats come home.", math.exp(-(13**2) / 100)),
+        ("Home home Home", math.exp(-(13**2) / 100) / 3),
+        ("It's well-known", math.exp(-(14**2) / 100)),
         ("1 2 3 4 5 6 7 8 9 10 11 12", 0.0),
         ("", 0.0),
     ],
 )
-def test_gold_likes_twelve_different_words(completion: str, score: float) -> None:
+def test_gold_likes_sixteen_different_words(completion: str, score: float) -> None:
     assert sentence_score(completion) == pytest.approx(score, abs=1e-12)
 
 
