@@ -173,6 +173,7 @@ def test_every_documented_metric_is_logged_and_no_other(run: Run, directory: Pat
         "algorithm__entropy_target": 1.0,
         "token_filter": "top_entropy",
         "train__curriculum": "pass_rate",
+        "guard__enabled": True,
     }
     only_of_failures = {f"reward/{kind}_frac" for kind in ERROR_KINDS}
     assert only_of_failures < documented_keys()
