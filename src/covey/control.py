@@ -67,7 +67,9 @@ def run_controls(recipe: Recipe, directory: Path, *, arms: Sequence[str], quiet:
     if rewarder.gold is None:
         raise CoveyError("control arms are compared by gold, and this recipe has no gold verifier: name one in reward.gold")
     # Its alarms are what a control arm is about; and one that stops an arm early would spoil the comparison.
-    quiet_guard = with_changes(recipe.model_dump(), [("guard", "enabled", False), ("guard", "actions", {})])
+    quiet_guard = with_changes(
+        recipe.model_dump(), [("guard", "enabled", False), ("guard", "actions", {}), ("reward", "audit", False)]
+    )
     recipe = make_recipe(quiet_guard)
     finished = [train_arm(recipe, name, directory, task=task, rewarder=rewarder, quiet=quiet) for name in (TRUE, *arms)]
     verdict = compare_arms(finished)
