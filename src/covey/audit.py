@@ -118,15 +118,8 @@ def audit(
         num_left_out=trials.num_left_out,
         first_error=next((row.reward.error for row in rows if row.reward.value is None), None),
     )
-    return result_of(
-        evidence,
-        task,
-        rewarder,
-        spec,
-        own=own,
-        search=search,
-        elapsed_s=time.monotonic() - started,
-    )
+    elapsed_s = time.monotonic() - started
+    return result_of(evidence, task, rewarder, spec, own=own, search=search, elapsed_s=elapsed_s)
 
 
 def refuse_comparisons(reward: Reward) -> None:

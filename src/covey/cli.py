@@ -216,7 +216,6 @@ def export(
     from covey.export import export_model
 
     refuse_pairs_run(run, "checkpoint to export")
-
     typer.echo(str(export_model(run, directory, adapter_only=adapter)))
 
 
@@ -226,7 +225,6 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory, finished o
     from covey.report import write_report
 
     refuse_pairs_run(run, "report")
-
     typer.echo(str(write_report(run)))
 
 

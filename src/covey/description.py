@@ -37,22 +37,29 @@ def command_line(words: Sequence[str]) -> list[str]:
     return [program, *words[1:]] if program == "covey" else [program]
 
 
-def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rewarder, ranks: Ranks) -> dict[str, Any]:
-    """Return what goes into `env.json`."""
-    identity = dataclasses.asdict(policy.identity)
+def describe_process(name: str, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """Return what any run's `env.json` says of the process: who began it, when, where and with what."""
     versions = describe_versions()
     return {
         "schema_version": SCHEMA_VERSION,
         "covey_version": versions["covey"],
-        "name": recipe.run.name,
+        "name": name,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(sys.argv),
         "machine": describe_machine(),
         "versions": versions,
         "num_threads": torch.get_num_threads(),
         "settings": settings_in_force(os.environ),
+        "compute_dtype": str(compute_dtype).removeprefix("torch."),
+    }
+
+
+def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rewarder, ranks: Ranks) -> dict[str, Any]:
+    """Return what goes into `env.json`."""
+    identity = dataclasses.asdict(policy.identity)
+    return {
+        **describe_process(recipe.run.name, policy.compute_dtype),
         "num_ranks": ranks.count,
-        "compute_dtype": str(policy.compute_dtype).removeprefix("torch."),
         "model": identity,
         "reward_range": list(success_range(plain_rewarder.proxy)),
         "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.has_reference else None,

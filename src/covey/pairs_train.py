@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +20,17 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from covey.api import find_recipe, free_name
-from covey.description import command_line
+from covey.description import describe_process
 from covey.interrupts import stop_on_signals
 from covey.models.bundled import BUNDLED
 from covey.models.reward_model import RewardModel, new_reward_model, save_reward_model
 from covey.models.reward_model_fit import EncodedPair, fit_steps, held_out_accuracy, prepare_pairs
 from covey.monitor.console import Console
-from covey.monitor.environment import describe_machine, describe_versions, num_usable_cores
-from covey.monitor.run_directory import SCHEMA_VERSION, RunDirectory, write_text_atomic
+from covey.monitor.environment import num_usable_cores
+from covey.monitor.run_directory import RunDirectory, write_text_atomic
 from covey.pairs_recipe import PairsRecipe, load_pairs_recipe, make_pairs_recipe, pair_row
 from covey.rewards.preference_pairs import PreferencePair, read_preference_pairs
 from covey.stats import Interval
-from covey.tuning import settings_in_force
 from covey.types import CoveyError
 
 __all__ = ["ACCURACY_KEYS", "STEP_KEYS", "model_of", "prepare_pairs_run", "train_on_pairs"]
@@ -169,19 +167,9 @@ def note_of(recipe: PairsRecipe) -> str:
 
 def describe_pairs_run(recipe: PairsRecipe, reward_model: RewardModel, counts: Mapping[str, int]) -> dict[str, Any]:
     """Return what goes into `env.json`."""
-    versions = describe_versions()
     file = Path(recipe.pairs.path).expanduser()
     return {
-        "schema_version": SCHEMA_VERSION,
-        "covey_version": versions["covey"],
-        "name": recipe.run.name,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command_line(sys.argv),
-        "machine": describe_machine(),
-        "versions": versions,
-        "num_threads": torch.get_num_threads(),
-        "settings": settings_in_force(os.environ),
-        "compute_dtype": str(reward_model.compute_dtype).removeprefix("torch."),
+        **describe_process(recipe.run.name, reward_model.compute_dtype),
         "model": dataclasses.asdict(reward_model.identity) | {"note": note_of(recipe)},
         "pairs": {"path": recipe.pairs.path, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **counts},
         "algorithm": recipe.algorithm.name,

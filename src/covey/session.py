@@ -40,10 +40,7 @@ from covey.models.memory import affordable_tokens, available_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
 from covey.monitor.console import Console
 from covey.monitor.environment import num_usable_cores
-from covey.monitor.run_directory import (
-    RunDirectory,
-    refuse_occupied,
-)
+from covey.monitor.run_directory import RunDirectory, refuse_occupied
 from covey.monitor.sinks import SinkSet, open_sinks
 from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
 from covey.recorder import Recorder
@@ -122,7 +119,6 @@ def open_session(
         write_description(own_run, recipe, facts)
         warn_of_other_numbers(own_run, console, ranks)
         go_on_from(checkpoint, state, own_run, ranks)
-        ranks.barrier()  # Of a run that goes on, every rank reads what the main one has put back.
         guard = guard_of(recipe, run)
         engine = open_engine(recipe, policy, console)
         closing.callback(engine.close)
@@ -213,9 +209,10 @@ def go_on_from(checkpoint: Checkpoint | None, state: RunState, own_run: RunDirec
     """Put state and logs back to the checkpoint; without one, empty the logs of what an earlier start has left."""
     if checkpoint is None:
         rewind(own_run, -1, {})
-        return
-    restore(checkpoint, state)
-    rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
+    else:
+        restore(checkpoint, state)
+        rewind(own_run, checkpoint.step, checkpoint.log_sizes if ranks.is_main else {})
+    ranks.barrier()  # Every rank then reads what the main one has put back.
 
 
 def open_recorder(recipe: Recipe, own_run: RunDirectory, console: Console, ranks: Ranks) -> Recorder:
