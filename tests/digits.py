@@ -127,6 +127,7 @@ def bits_of(run: Path) -> dict[str, Any]:
     return {
         "model": digest(checkpoint / "model.safetensors"),
         "optimizer": digest(checkpoint / "optimizer.safetensors"),
+        "critic": digest(checkpoint / "critic.safetensors") if (checkpoint / "critic.safetensors").exists() else None,
         "metrics": (run / "metrics.jsonl").read_text(),
         "eval": (run / "eval.jsonl").read_text(),
         "tables": {table.name: hashlib.sha256(repr(read_rows(table)).encode()).hexdigest() for table in sorted(tables)},

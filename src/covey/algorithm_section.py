@@ -52,6 +52,17 @@ class AlgorithmSection(Section):
     all_fail_correction: bool | None = Field(None, description="whether a group in which all fail gets -1")
     min_density: float | None = Field(None, gt=0, description="the density that a group is divided by is at least this")
     whiten_over: Literal["sequences", "tokens"] | None = Field(None, description="what the step's statistics count")
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="share of the reward's range that makes a completion a success"
+    )
+    pair_beta: float | None = Field(None, gt=0, description="how closely pairs hold the policy to the initial one")
+    gamma: float | None = Field(None, gt=0, le=1, description="discount of later rewards, a token")
+    lam: float | None = Field(None, ge=0, le=1, description="GAE's weight of longer returns; 1 = whole returns, 0 = one step")
+    critic: Literal["separate", "head"] | None = Field(
+        None, description="the value model: a copy of the model with its own optimizer, or a head on the policy's hidden states"
+    )
+    critic_learning_rate: float | None = Field(None, gt=0, description="of the value model's AdamW")
+    value_epsilon: float | None = Field(None, gt=0, description="values move at most this far in an update's loss")
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +74,7 @@ class AlgorithmSection(Section):
     @property
     def has_reference(self) -> bool:
         """Whether the initial policy is held beside the one that is trained."""
-        return self.beta > 0 or self.track_kl or self.kl_budget > 0
+        return self.beta > 0 or self.track_kl or self.kl_budget > 0 or ALGORITHMS[self.name].needs_reference
 
     @field_validator("name", "kl", "correction", "token_filter")
     @classmethod
@@ -121,6 +132,23 @@ def algorithm_contradiction(section: AlgorithmSection) -> str | None:
         return (
             f"token_filter={section.token_filter!r}: the loss of {section.name!r} is one number a completion, so that a token "
             "cannot be left out of it. Leave the filter out, or choose a row with token ratios"
+        )
+    if spec.needs_reference and section.reference_every:
+        return (
+            f"reference_every={section.reference_every}: {section.name!r} needs the policy that training starts from, which "
+            "has to stay. Set it to 0"
+        )
+    if spec.selects and section.token_filter != "none":
+        return f"token_filter={section.token_filter!r}: {section.name!r} learns from whole completions; leave the filter out"
+    if (spec.selects or spec.samples_from != "policy") and section.correction != "none":
+        return (
+            f"correction={section.correction!r}: {section.name!r} treats completions as given, whoever wrote them, and has no "
+            "ratio to correct. Leave it out"
+        )
+    if spec.pair_loss is not None and section.beta:
+        return (
+            f"beta={section.beta}: the loss of {section.name!r} holds the policy to the initial one by itself, through "
+            "pair_beta; leave beta 0"
         )
     if section.kl_target and not section.beta:
         return f"kl_target={section.kl_target}: beta is steered by factors, so it has to start above 0; set beta"

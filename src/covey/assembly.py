@@ -13,6 +13,7 @@ from covey.algos.objective import Coefficients, Objective
 from covey.algos.registry import ALGORITHMS
 from covey.batch import StatsSpec, group_stats, is_scored
 from covey.config import Recipe
+from covey.critic import Critic, CriticSpec, new_critic
 from covey.distributed import ALONE, Ranks
 from covey.evaluate import EvaluationSpec
 from covey.learner import ControllerSpec, Learner, LearnerSpec, ScoringSpec
@@ -132,7 +133,7 @@ def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
             tie_break=section.tie_break,
             rows=RECIPE_REWARDS,
         )
-    if proxy.name == NO_VERIFIER:
+    if proxy.name == NO_VERIFIER and not any(prompt.given for prompt in task.train):
         raise CoveyError(f"task.verifier={NO_VERIFIER!r} with no reward.name: nothing says what is optimised. Set one of them")
     gold = None if section.gold == "none" else named_gold(section) if section.gold else task.gold
     return Rewarder(proxy=proxy, gold=gold)
@@ -201,16 +202,17 @@ def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE, micro_
     `micro_batch_tokens`: what memory allows, if that is less than the recipe's bound.
     """
     algorithm, train = recipe.algorithm, recipe.train
+    scoring = ScoringSpec(
+        sampling=sampling_of(recipe),
+        compute_dtype=policy.compute_dtype,
+        max_tokens_per_micro_batch=micro_batch_tokens or train.max_tokens_per_micro_batch,
+        max_shared_tokens=train.max_shared_tokens,
+        checkpoints_layers=train.gradient_checkpointing,
+    )
     return Learner(
         policy.model,
         objective_of(recipe),
-        ScoringSpec(
-            sampling=sampling_of(recipe),
-            compute_dtype=policy.compute_dtype,
-            max_tokens_per_micro_batch=micro_batch_tokens or train.max_tokens_per_micro_batch,
-            max_shared_tokens=train.max_shared_tokens,
-            checkpoints_layers=train.gradient_checkpointing,
-        ),
+        scoring,
         LearnerSpec(
             learning_rate=train.learning_rate,
             warmup_steps=train.warmup_steps,
@@ -234,5 +236,21 @@ def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE, micro_
             token_filter=algorithm.token_filter,
             filter_share=algorithm.filter_share or 0.0,
         ),
+        critic=make_critic(recipe, policy, scoring, ranks=ranks),
         ranks=ranks,
     )
+
+
+def make_critic(recipe: Recipe, policy: Policy, scoring: ScoringSpec, *, ranks: Ranks) -> Critic | None:
+    """Return the value model of the recipe's row; None if the row has none."""
+    algorithm, train = recipe.algorithm, recipe.train
+    if ALGORITHMS[algorithm.name].critic_credit is None:
+        return None
+    assert algorithm.critic is not None
+    spec = CriticSpec(
+        learning_rate=algorithm.critic_learning_rate or 0.0,
+        warmup_steps=train.warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+        value_epsilon=algorithm.value_epsilon or 0.0,
+    )
+    return new_critic(policy.model, algorithm.critic, spec, scoring, ranks=ranks)

@@ -54,11 +54,18 @@ def _baselines(groups: Sequence[Group], spec: StatsSpec) -> Float64[Tensor, "P"]
     return _float64([baseline.reward.value if is_scored(baseline, spec) else torch.nan for baseline in baselines])
 
 
-def make_tokens(groups: Sequence[Group], left_out: Sequence[Group] = (), spec: StatsSpec = StatsSpec()) -> Tokens:
+def make_tokens(
+    groups: Sequence[Group],
+    left_out: Sequence[Group] = (),
+    spec: StatsSpec = StatsSpec(),
+    *,
+    is_on_policy: bool = True,
+) -> Tokens:
     """Return the step's token tensors, [B, T] with B = P * G rows in group order.
 
     The mask is made from lengths. The row of a rollout that does not count in its group is masked whole: it leaves
     numerator and denominators alike. `left_out` are groups sampled in the same step that are not trained on.
+    `is_on_policy`: whether the present policy has sampled them; if not, their log-probs say nothing about it.
     """
     stats = group_stats([*groups, *left_out], spec)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -74,7 +81,8 @@ def make_tokens(groups: Sequence[Group], left_out: Sequence[Group] = (), spec: S
         prompt_ids=[torch.tensor(group.rollouts[0].prompt_ids) for group in groups],
         completion_ids=completion_ids,
         completion_mask=torch.arange(width)[None] < lengths,
-        sampling_logprobs=sampling_logprobs,
+        sampling_logprobs=sampling_logprobs if is_on_policy else None,
+        is_truncated=torch.tensor([rollout.completion.finish_reason == "length" for rollout in rollouts]),
         stats=stats,
     )
 
@@ -93,15 +101,20 @@ def select_groups(batch: Batch, groups: Sequence[int]) -> Batch:
             completion_ids=tokens.completion_ids[rows],
             completion_mask=tokens.completion_mask[rows],
             sampling_logprobs=pick(tokens.sampling_logprobs),
+            is_truncated=tokens.is_truncated[rows],
             stats=tokens.stats,
         ),
         scores=Scores(
-            old_logprobs=pick(scores.old_logprobs), ref_logprobs=pick(scores.ref_logprobs), entropy=pick(scores.entropy)
+            old_logprobs=pick(scores.old_logprobs),
+            ref_logprobs=pick(scores.ref_logprobs),
+            entropy=pick(scores.entropy),
+            values=pick(scores.values),
         ),
         advantages=batch.advantages[rows],
         mask=batch.mask[rows],
         token_weights=pick(batch.token_weights),
         held_back=pick(batch.held_back),
+        returns=pick(batch.returns),
     )
 
 

@@ -123,7 +123,7 @@ def _update_contradiction(recipe: Recipe) -> str | None:
             f"algorithm.token_filter={algorithm.token_filter!r} with one update a step: the ratio is 1 there, and the filter "
             "does nothing. Set train.num_iterations or train.num_minibatches"
         )
-    if train.updates_per_step > 1 and not ALGORITHMS[algorithm.name].has_ratio:
+    if train.updates_per_step > 1 and not ALGORITHMS[algorithm.name].reuses_data:
         return (
             f"train.num_iterations={train.num_iterations}, train.num_minibatches={train.num_minibatches} with "
             f"algorithm.name={algorithm.name!r}: the row has no importance ratio, and later updates would train on stale data "

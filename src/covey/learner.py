@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 
 from covey.algos.aggregate import sequence_weights
 from covey.algos.controllers import adaptive_beta, entropy_coefficient
-from covey.algos.credit import outcome_credit, whitened
-from covey.algos.kl import KL_TERMS, k1, kl_to_go
+from covey.algos.kl import KL_TERMS
 from covey.algos.objective import Coefficients, LossInputs, Objective, policy_loss
 from covey.batch import select_groups
+from covey.credit import assign_credit, pair_metrics, selected_rows
+from covey.critic import Critic
 from covey.distance import distance_metrics
 from covey.distributed import ALONE, Ranks
 from covey.learner_specs import ControllerSpec, LearnerSpec, ScoringSpec, Update
 from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
+from covey.models.adamw import new_adamw
 from covey.models.scoring import CompletionScores, Pack, plan_scoring, score_completions
 from covey.sampling import permutation, stream_key
 from covey.tensors import Batch, Scores, Tokens
@@ -41,6 +43,7 @@ class Learner:
         coefficients: Coefficients = Coefficients(),  # noqa: B008 - frozen
         controllers: ControllerSpec = ControllerSpec(),  # noqa: B008 - frozen
         choice: TokenChoice = TokenChoice(),  # noqa: B008 - frozen
+        critic: Critic | None = None,
         ranks: Ranks = ALONE,
     ):
         self.model = model
@@ -50,22 +53,21 @@ class Learner:
         self.coefficients = coefficients
         self.controllers = controllers
         self.choice = choice
+        self.critic = critic
+        """The value model, of rows that have one."""
         self.ranks = ranks
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=spec.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
-        _claim_moments(self.optimizer)
+        self.optimizer = new_adamw(model, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay)
         self.num_updates = 0
+        self.budget_left_frac: float | None = None
+        """What is left of a budget of tokens, where one ends the run; the rate then falls with it, and not with the updates."""
 
     def learning_rate(self) -> float:
         """Return the rate of the next update: linear warm-up, then constant or falling."""
         update, num_updates = self.num_updates + 1, self.spec.num_steps * self.spec.updates_per_step
         warmup = min(1.0, update / max(1, self.spec.warmup_steps))
         left = (num_updates - update + 1) / max(1, num_updates - self.spec.warmup_steps)
+        if self.budget_left_frac is not None:
+            left = self.budget_left_frac
         return self.spec.learning_rate * warmup * (min(1.0, max(0.0, left)) if self.spec.decay else 1.0)
 
     @property
@@ -93,27 +95,21 @@ class Learner:
 
     def make_scores(self, tokens: Tokens, reference: PreTrainedModel | None) -> Scores:
         """Return what frozen models say about the batch, as far as it is needed."""
-        old = self.score(self.model, tokens) if self.needs_old_scores(has_reference=reference is not None) else None
+        rows = selected_rows(self.objective, tokens)
+        needs_old = self.needs_old_scores(has_reference=reference is not None)
+        old = self.score(self.model, tokens, rows) if needs_old else None
         return Scores(
             old_logprobs=None if old is None else old.logprobs,
-            ref_logprobs=None if reference is None else self.score(reference, tokens).logprobs,
+            ref_logprobs=None if reference is None else self.score(reference, tokens, rows).logprobs,
             entropy=None if old is None else old.entropy,
+            values=None if self.critic is None else self.critic.values(tokens),
         )
 
     def make_batch(self, tokens: Tokens, scores: Scores, *, step: int = 0) -> Batch:
         """Return the batch with its credit for each token, and the choice of tokens that are trained on."""
-        mask = tokens.completion_mask
-        credit = outcome_credit(self.objective.advantages(tokens.stats)[: tokens.num_groups], mask)
-        if self.acts_through_reward:
-            assert scores.old_logprobs is not None
-            assert scores.ref_logprobs is not None
-            kl = kl_to_go(k1(scores.old_logprobs, scores.ref_logprobs), mask)
-            credit = credit - self.coefficients.beta * kl.to(credit.dtype)
-        if self.objective.spec.whitens_tokens:
-            credit = whitened(credit, mask)
-        return self.choice.apply(
-            Batch(tokens=tokens, scores=scores, advantages=credit, mask=mask), seed=self.spec.seed, step=step
-        )
+        kl_weight = self.coefficients.beta if self.acts_through_reward else 0.0
+        batch = assign_credit(self.objective, tokens, scores, kl_weight=kl_weight)
+        return self.choice.apply(batch, seed=self.spec.seed, step=step)
 
     def train_on(
         self, batch: Batch, *, step: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
@@ -130,10 +126,14 @@ class Learner:
         ]
         parts = [select_groups(batch, groups) for minibatches in plan for groups in minibatches]
         old = [None, *(self.score(self.model, part.tokens, self.rows_with_gradient(part)).logprobs for part in parts[1:])]
-        updates = [self.update(_with_old(part, logprobs), progress=progress) for part, logprobs in zip(parts, old, strict=True)]
+        with_old = [_with_old(part, logprobs) for part, logprobs in zip(parts, old, strict=True)]
+        updates = [self._update_both(part, progress=progress) for part in with_old]
         metrics = merge_metrics(update.metrics for update in updates) | self.choice.metrics(batch)
+        if batch.margins is not None and len(batch.margins):
+            metrics |= pair_metrics(self.objective, batch.margins)
         if batch.scores.old_logprobs is not None:
-            logprobs, is_scored = batch.scores.old_logprobs, batch.tokens.completion_mask
+            logprobs = batch.scores.old_logprobs
+            is_scored = batch.mask if self.objective.spec.selects else batch.tokens.completion_mask
         else:  # Of the first pass: the rows with a gradient, each as its minibatch saw it before the first update.
             first_old = [updates[0].logprobs, *old[1 : len(plan[0])]]
             logprobs = _gather_groups(plan[0], first_old, like=batch.mask, dtype=self._dtype)
@@ -170,6 +170,17 @@ class Learner:
         if used.entropy or spec.entropy_target:
             logged["entropy/coefficient"] = Mean(used.entropy, 1)
         return logged
+
+    def _update_both(self, batch: Batch, *, progress: Callable[[int, int], None]) -> Update:
+        """Make one optimizer step of the policy and, on the same tokens, one of the value model if there is one."""
+        update = self.update(batch, progress=progress)
+        if self.critic is None or not bool(batch.mask.any()):
+            return update
+        assert batch.scores.values is not None
+        assert batch.returns is not None
+        old_values = batch.scores.values[:, : batch.mask.shape[1]]
+        found = self.critic.update(batch.tokens, old_values, batch.returns, batch.mask)
+        return dataclasses.replace(update, metrics=update.metrics | found)
 
     def update(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Update:
         """Make one optimizer step on the whole batch, however it is cut, and return its metrics and log-probs.
@@ -305,20 +316,6 @@ class Learner:
         if batch.held_back is not None:
             has_term = has_term | batch.held_back.any(dim=1)
         return (batch.mask.any(dim=1) & has_term).nonzero()[:, 0].tolist()
-
-
-def _claim_moments(optimizer: torch.optim.AdamW) -> None:
-    """Give every parameter the zero moments that AdamW would make at its first step.
-
-    So memory runs out before the first step or not at all, and the second step does not pay for memory that is new.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
 
 
 def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, *, mix: float) -> None:

@@ -31,6 +31,10 @@ class Progress:
     step: int = 0
     """Steps finished."""
     policy_version: int = 0
+    num_generated_tokens: int = 0
+    """Sampled for training, dropped groups and greedy baselines included."""
+    tokens_per_prompt: float = 0.0
+    """Of the last step; see `covey.token_budget`."""
     elapsed_s: float = 0.0
     """Seconds in the loop, summed over resumes."""
     is_checked: bool = False
@@ -126,6 +130,8 @@ def restore_weights(checkpoint: Checkpoint, state: RunState) -> None:
         optimizer_state["state"].setdefault(int(index), {})[field] = tensor
     learner.optimizer.load_state_dict(optimizer_state)
     learner.num_updates = checkpoint.state["num_updates"]
+    if learner.critic is not None:
+        learner.critic.restore(checkpoint.tensors("critic.safetensors"))
     learner.coefficients = Coefficients(**checkpoint.state["coefficients"])
 
 
@@ -155,6 +161,8 @@ def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task
             f"{index}.{field}": value for index, fields in optimizer_state.items() for field, value in fields.items()
         },
     }
+    if learner.critic is not None:
+        tensors["critic.safetensors"] = learner.critic.state()
     if state.reference is not None and recipe.algorithm.reference_every:
         # A reference that never moves is the initial policy, which is loaded anyway.
         tensors["reference.safetensors"] = dict(state.reference.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from covey.algos.registry import ALGORITHMS
 from covey.config import Recipe
 from covey.distributed import Ranks
 from covey.models.policy import Policy
@@ -41,6 +42,27 @@ def refuse_columns_without_data(rewarder: Rewarder, task: Task) -> None:
     for reward in (rewarder.proxy, rewarder.gold):
         if reward is not None:
             refuse_missing_columns(reward, prompts)
+
+
+def refuse_foreign_completions(recipe: Recipe, task: Task) -> None:
+    """Raise if the task brings completions along and the recipe's row has to sample its own, or counts sampled tokens.
+
+    Raises:
+        CoveyError: naming the rows that learn from given completions.
+    """
+    if not any(prompt.given for prompt in task.train):
+        return
+    rows = [name for name, spec in ALGORITHMS.items() if spec.samples_from == "reference"]
+    if recipe.algorithm.name not in rows:
+        raise CoveyError(
+            f"task.name={task.name!r} brings its completions along, and algorithm.name={recipe.algorithm.name!r} learns from "
+            f"completions of its own. Choose one of {', '.join(rows)}, or a task that is only questions"
+        )
+    if recipe.train.max_generated_tokens:
+        raise CoveyError(
+            f"train.max_generated_tokens={recipe.train.max_generated_tokens} with task.name={task.name!r}: nothing is "
+            "generated, and the run would never end by it. Set train.num_steps alone"
+        )
 
 
 def refuse_long_prompts(policy: Policy, task: Task, *, max_new_tokens: int) -> None:

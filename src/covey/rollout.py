@@ -12,6 +12,7 @@ from typing import Any
 from covey.distance import RowDistance
 from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
+from covey.given import given_groups
 from covey.metrics import Max, Mean, Metric, Sum, mean_of
 from covey.models.policy import Policy
 from covey.rewards.base import Rewarder, Sample
@@ -41,6 +42,8 @@ class RolloutSpec:
     """Whether it can move the weights."""
     needs_baseline: bool = False
     """Whether each prompt is answered greedily, too."""
+    is_given: bool = False
+    """Whether prompts bring their completions along, so that nothing is sampled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +153,9 @@ def sample_step(
         if missing == 0:
             break
         prompts = next_prompts(missing)
+        if spec.is_given:
+            used += [(draw, group) for group in given_groups(prompts, policy=policy)]
+            break
         keys = draw_keys(prompts, spec, step=step, draw=draw)
         groups, draw_rollout_s, draw_reward_s = sample_groups(
             prompts,
@@ -192,6 +198,7 @@ def rollout_metrics(
     reward_high: float,
     has_signal: Callable[[Group], bool] = rewards_differ,
     part_weights: Mapping[str, float] | None = None,
+    is_given: bool = False,
 ) -> dict[str, Metric]:
     """Return what the step's completions look like, dropped groups included."""
     rollouts = [rollout for group in sampled.all for rollout in group.rollouts]
@@ -217,7 +224,7 @@ def rollout_metrics(
         "completion/length_mean": mean_of(lengths),
         "completion/length_max": Max(max(lengths)),
         "completion/truncated_frac": mean_of(float(rollout.completion.finish_reason == "length") for rollout in rollouts),
-        "tokens/generated": Sum(sum(lengths) + sum(baselines)),
+        "tokens/generated": Sum(0 if is_given else sum(lengths) + sum(baselines)),
     }
     if baselines:
         greedy = [group.baseline.reward.value for group in sampled.all if group.baseline]

@@ -160,11 +160,15 @@ class TrainSection(Section):
     )
     overlong_buffer: NotNegative = Field(0, description="tokens before the limit in which length is penalised; 0 = none")
     overlong_penalty: float = Field(1.0, gt=0, description="what a completion at the token limit loses")
+    max_generated_tokens: NotNegative = Field(
+        0, description="the run ends when training has generated so many tokens, dropped groups included; 0 = no limit"
+    )
     curriculum: str = Field("none", description=f"which prompts are drawn: {', '.join(CURRICULA)}")
     learning_rate: float = Field(2e-5, gt=0, description="of AdamW")
     warmup_steps: NotNegative = Field(5, description="updates with a linearly rising learning rate")
     decay: bool = Field(
-        False, description="let the learning rate fall linearly with the updates, to 0 if every step makes all of its own"
+        False,
+        description="let the learning rate fall linearly, to 0 at the last update, or where max_generated_tokens ends the run",
     )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from covey.algos.registry import ALGORITHMS
 from covey.assembly import (
     adapter_spec,
     evaluation_spec,
@@ -33,10 +35,11 @@ from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
 from covey.evaluate import EvaluationSpec
+from covey.given import refuse_unfit_completions
 from covey.guard.replay import num_planned_looks
 from covey.guard.watch import Guard, open_guard
 from covey.models.lora import adapted_layers, frozen_copy
-from covey.models.memory import affordable_tokens, available_bytes
+from covey.models.memory import affordable_tokens, available_bytes, resident_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
 from covey.monitor.console import Console
 from covey.monitor.environment import num_usable_cores
@@ -44,7 +47,12 @@ from covey.monitor.run_directory import RunDirectory, refuse_occupied
 from covey.monitor.sinks import SinkSet, open_sinks
 from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
 from covey.recorder import Recorder
-from covey.refusals import refuse_columns_without_data, refuse_different_ranks, refuse_long_prompts
+from covey.refusals import (
+    refuse_columns_without_data,
+    refuse_different_ranks,
+    refuse_foreign_completions,
+    refuse_long_prompts,
+)
 from covey.rewards.base import Rewarder
 from covey.rollout import RolloutSpec
 from covey.tasks.base import Task
@@ -59,6 +67,8 @@ class Session:
     task: Task
     state: RunState
     engine: Engine
+    sampler: Engine
+    """What samples training completions: the engine, or one that keeps serving the policy that training starts from."""
     rewarder: Rewarder
     success: tuple[float, float]
     """The lowest and the highest value of the reward before any penalty for length: wrong and right."""
@@ -73,6 +83,8 @@ class Session:
     """The run's own directory, which holds its checkpoints."""
     recorder: Recorder
     ranks: Ranks
+    libraries_bytes: int
+    """What the process held before the model was loaded."""
     closing: ExitStack
     """Lock, engine, trackers and console, to be closed in reverse order."""
 
@@ -101,11 +113,13 @@ def open_session(
     """
     with ExitStack() as closing:
         closing.callback(console.close)
+        libraries_bytes = resident_bytes()
         torch.set_num_threads(recipe.run.num_threads or max(1, num_usable_cores() // ranks.num_local))
         task = open_task(recipe, console) if task is None else task
         task.check()
         plain_rewarder = rewarder or make_rewarder(recipe, task)
         refuse_columns_without_data(plain_rewarder, task)
+        refuse_foreign_completions(recipe, task)
         log = run.reward_output if ranks.is_main else None
         rewarder = with_length_penalty(isolated(plain_rewarder, recipe, closing, log=log), recipe)
         policy = open_policy(recipe, task, console)
@@ -113,6 +127,14 @@ def open_session(
         warn_of_small_micro_batches(recipe, num_tokens, console)
         state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
         refuse_different_ranks(recipe, task, policy, ranks)
+        is_given = any(prompt.given for prompt in task.train)
+        if is_given:
+            refuse_unfit_completions(
+                task.train,
+                policy=policy,
+                group_size=recipe.train.group_size,
+                max_new_tokens=recipe.sampling.max_new_tokens,
+            )
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
@@ -122,6 +144,7 @@ def open_session(
         guard = guard_of(recipe, run)
         engine = open_engine(recipe, policy, console)
         closing.callback(engine.close)
+        sampler = engine if is_given else open_sampler(recipe, state, engine, console, closing)
         recorder = open_recorder(recipe, own_run, console, ranks)
         closing.callback(recorder.sinks.close)
         for message in passed_over:
@@ -131,9 +154,10 @@ def open_session(
             task=task,
             state=state,
             engine=engine,
+            sampler=sampler,
             rewarder=rewarder,
             success=success_range(plain_rewarder.proxy),
-            rollouts=rollout_spec(recipe, rewarder.proxy),
+            rollouts=dataclasses.replace(rollout_spec(recipe, rewarder.proxy), is_given=is_given),
             stats=stats_spec(recipe, rewarder.proxy),
             evaluation=evaluation_spec(recipe),
             guard=guard,
@@ -141,6 +165,7 @@ def open_session(
             shared=run,
             recorder=recorder,
             ranks=ranks,
+            libraries_bytes=libraries_bytes,
             closing=closing.pop_all(),
         )
 
@@ -228,6 +253,18 @@ def open_engine(recipe: Recipe, policy: Policy, console: Console) -> Engine:
     if engine.note:
         console.note(engine.note)
     return engine
+
+
+def open_sampler(recipe: Recipe, state: RunState, engine: Engine, console: Console, closing: ExitStack) -> Engine:
+    """Return what samples training completions: the engine itself, or one more that serves the reference for good."""
+    if ALGORITHMS[recipe.algorithm.name].samples_from == "policy":
+        return engine
+    assert state.reference is not None
+    initial = dataclasses.replace(state.policy, model=state.reference)
+    sampler = open_engine(recipe, initial, console)
+    closing.callback(sampler.close)
+    sampler.load_weights(initial, 0)
+    return sampler
 
 
 @contextmanager

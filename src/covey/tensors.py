@@ -43,7 +43,9 @@ class Tokens:
     completion_mask: Bool[Tensor, "B T"]
     """True on completion tokens. Made from lengths, never from token values."""
     sampling_logprobs: Float[Tensor, "B T"] | None
-    """As the engine reported them; None iff the data is offline."""
+    """As the engine reported them; None iff the completions do not come from the present policy."""
+    is_truncated: Bool[Tensor, "B"]
+    """Whether a completion was cut off at the token limit."""
     stats: GroupStats
     """Of the groups here and, after them, of those that were sampled with them and left out: statistics that span the
     step see these, too."""
@@ -67,6 +69,9 @@ class Scores:
     """None iff there is no reference model."""
     entropy: Float[Tensor, "B T"] | None = None
     """Of the policy before the first update; None iff it was not scored then."""
+    values: Float[Tensor, "B T_plus_1"] | None = None
+    """Of the state before each token and, in the column behind a completion's last token, after it; None iff there is no
+    value model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +87,10 @@ class Batch:
     """Of each token in the surrogate; None = 1."""
     held_back: Bool[Tensor, "B T"] | None = None
     """Tokens that pay for a change of their probability; None = none do."""
+    returns: Float[Tensor, "B T"] | None = None
+    """What the value model is fitted to; None iff there is none."""
+    margins: Float[Tensor, "N"] | None = None
+    """Of the step's pairs, before the update; None iff the row learns from no pairs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

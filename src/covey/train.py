@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 from covey.batch import make_tokens
+from covey.costs import write_costs
+from covey.credit import held_out_metrics
 from covey.distance import RowDistance, row_distances
 from covey.evaluate import evaluate
+from covey.given import given_groups
 from covey.interrupts import stop_on_signals
 from covey.learner import refresh_reference
 from covey.metrics import Metric, Sum, metric_values
@@ -25,9 +29,11 @@ from covey.oversight import (
     questions_of,
     show_look,
 )
-from covey.rollout import SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
+from covey.rollout import RolloutSpec, SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
 from covey.session import Session, save_session
+from covey.tasks.files import NO_VERIFIER
+from covey.token_budget import TokenBudget
 from covey.types import CoveyError
 
 
@@ -67,6 +73,8 @@ def train(session: Session, profile: Profile | None = None) -> bool:
             )
         with clock.phase("checkpoint_s"):
             save_session(session)
+        if ranks.is_main:
+            write_costs(session)
         if profile is not None:
             profile.finish()
     return is_finished(session)
@@ -89,12 +97,13 @@ def train_step(session: Session, clock: Clock) -> None:
     """Sample, score, update, measure, record: one step of the algorithm."""
     recipe, progress, prompts = session.recipe, session.state.progress, session.state.prompts
     step = progress.step + 1
+    rollouts = rollouts_within_budget(session)
     sampled = sample_step(
         prompts.draw,
-        session.rollouts,
+        rollouts,
         step=step,
         policy=session.state.policy,
-        engine=session.engine,
+        engine=session.sampler,
         rewarder=session.rewarder,
         ranks=session.ranks,
     )
@@ -109,7 +118,8 @@ def train_step(session: Session, clock: Clock) -> None:
         reward_low=session.success[0],
         reward_high=session.success[1],
         part_weights=session.stats.part_weights,
-        has_signal=session.rollouts.has_signal,
+        has_signal=rollouts.has_signal,
+        is_given=rollouts.is_given,
     )
     distances: list[RowDistance | None] = []
     if sampled.used:
@@ -123,9 +133,12 @@ def train_step(session: Session, clock: Clock) -> None:
         "optimizer/num_updates": Sum(session.state.learner.num_updates),
         "policy/version": Sum(progress.policy_version),
     }
+    progress.num_generated_tokens += round(metrics["tokens/generated"].value)
+    progress.tokens_per_prompt = metrics["tokens/generated"].value / rollouts.prompts_per_step
     end_if_budget_is_spent(session, metrics)
     is_evaluated = is_due(step, recipe.evaluation.every) or is_finished(session)
     if is_evaluated:
+        metrics |= given_metrics(session)
         evaluate_parts(session, clock, parts_to_measure(session))
     if session.guard is not None and (is_evaluated or step == 1):
         with clock.phase("evaluate_s"):
@@ -160,7 +173,8 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
     """
     learner, progress, policy = session.state.learner, session.state.progress, session.state.policy
     reference, step = session.state.reference, progress.step + 1
-    tokens = make_tokens(sampled.used, sampled.dropped, session.stats)
+    is_on_policy = session.sampler is session.engine and not session.rollouts.is_given
+    tokens = make_tokens(sampled.used, sampled.dropped, session.stats, is_on_policy=is_on_policy)
     with clock.phase("scoring_s"):
         batch = learner.make_batch(tokens, learner.make_scores(tokens, reference), step=step)
     with clock.phase("update_s"):
@@ -178,8 +192,45 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
     return update.metrics, row_distances(tokens, update.logprobs, ref_logprobs, update.is_scored, policy.token_text)
 
 
+def token_budget(session: Session) -> TokenBudget | None:
+    """Return where the run stands in its budget of generated tokens; None if it has none."""
+    progress, limit = session.state.progress, session.recipe.train.max_generated_tokens
+    if not limit:
+        return None
+    return TokenBudget(limit=limit, num_spent=progress.num_generated_tokens, tokens_per_prompt=progress.tokens_per_prompt)
+
+
+def rollouts_within_budget(session: Session) -> RolloutSpec:
+    """Return how the next step samples: with fewer prompts if that is all the budget has left, which the learner is told."""
+    if (budget := token_budget(session)) is None:
+        return session.rollouts
+    session.state.learner.budget_left_frac = budget.left_frac
+    num_prompts = budget.prompts_within(session.rollouts.prompts_per_step)
+    return dataclasses.replace(session.rollouts, prompts_per_step=num_prompts)
+
+
+def given_metrics(session: Session) -> dict[str, Metric]:
+    """Return how well held-out given completions are learnt; nothing if completions are sampled."""
+    prompts = session.task.held_out.get("choose", ())[: session.recipe.evaluation.num_prompts]
+    if not session.rollouts.is_given or not prompts:
+        return {}
+    learner = session.state.learner
+    tokens = make_tokens(given_groups(prompts, policy=session.state.policy), spec=session.stats, is_on_policy=False)
+    batch = learner.make_batch(tokens, learner.make_scores(tokens, session.state.reference))
+    return {f"held_out/{name}": metric for name, metric in held_out_metrics(learner.objective, batch).items()}
+
+
 def end_if_budget_is_spent(session: Session, metrics: Mapping[str, Metric]) -> None:
-    """End the run after this step if a completion's mean KL has passed its budget."""
+    """End the run after this step if its tokens are used up, or a completion's mean KL has passed its budget."""
+    tokens = token_budget(session)
+    if tokens is not None and tokens.is_spent:
+        session.state.progress.is_over = True
+        session.recorder.event(
+            session.state.progress.step,
+            "token_budget",
+            f"{tokens.num_spent} tokens are generated, of train.max_generated_tokens={tokens.limit}: the run ends after step "
+            f"{session.state.progress.step}",
+        )
     budget, found = session.recipe.algorithm.kl_budget, metrics.get("kl/sequence")
     if budget and found is not None and found.value > budget:
         session.state.progress.is_over = True
@@ -218,6 +269,8 @@ def prepare(session: Session, clock: Clock) -> None:
 
 def evaluate_parts(session: Session, clock: Clock, parts: Sequence[str]) -> None:
     """Measure the present policy on held-out parts."""
+    if session.rewarder.proxy.name == NO_VERIFIER:
+        return  # Given completions without answers: nothing says whether a sampled one is right.
     with clock.phase("evaluate_s"):
         for part in parts:
             prompts = questions_of(session, part)

@@ -38,6 +38,8 @@ class Prompt:
     tags: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The data row's other columns, for rewards that ask for them by name. They are never shown to the model."""
+    given: tuple[tuple[str, float], ...] = ()
+    """Completions to learn from with their rewards, of tasks that bring them along: nothing is sampled then."""
     is_conversation: bool = False
     """Whether the prompt was given as messages, and not as a text."""
 

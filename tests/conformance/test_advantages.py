@@ -12,6 +12,7 @@ import torch
 from tests.builders import make_group, make_prompt, make_reward, make_sample
 from tests.conformance.cases import batch_of, groups_of, learner_of, noisy, slow_logprobs, stats_of, step_gradient
 from tests.ranks import on_ranks
+from tests.rows import PLAIN_ROWS
 
 from covey.algos.advantages import dr_grpo_advantages, grpo_advantages
 from covey.algos.batch_advantages import gdpo_advantages
@@ -30,7 +31,7 @@ from covey.sampling import Sampling
 from covey.types import Group, Prompt
 
 ONE_OF_EIGHT = [1.0] + [0.0] * 7
-every_row = pytest.mark.parametrize("name", list(ALGORITHMS))
+every_row = pytest.mark.parametrize("name", PLAIN_ROWS)
 
 
 def close(found: Any, expected: Any, *, atol: float = 1e-8) -> None:

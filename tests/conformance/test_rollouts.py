@@ -328,8 +328,8 @@ def test_dpo_and_ipo_are_golden_and_antisymmetric():
     pair = [torch.tensor([value], dtype=torch.float64) for value in (-10.0, -12.0, -11.0, -11.5)]
     margin = preference_margin(*pair)
     assert float(margin) == pytest.approx(1.5)
-    assert float(dpo_loss(margin, beta=0.1)) == pytest.approx(0.62095705, abs=1e-8)
-    assert float(ipo_loss(margin, beta=0.1)) == pytest.approx(12.25, abs=1e-9)
+    assert float(dpo_loss(margin, pair_beta=0.1)) == pytest.approx(0.62095705, abs=1e-8)
+    assert float(ipo_loss(margin, pair_beta=0.1)) == pytest.approx(12.25, abs=1e-9)
     swapped = preference_margin(pair[1], pair[0], pair[3], pair[2])
     assert float(swapped) == -float(margin)
     assert float(dpo_loss(margin) - dpo_loss(swapped)) == pytest.approx(-0.1 * float(margin), abs=1e-12)
@@ -338,7 +338,7 @@ def test_dpo_and_ipo_are_golden_and_antisymmetric():
 def test_each_pair_has_its_own_loss():
     margins = torch.tensor([1.5, -1.5, 40.0], dtype=torch.float64)
     expected = [-math.log(1 / (1 + math.exp(-0.1 * float(margin)))) for margin in margins]
-    assert dpo_loss(margins, beta=0.1).tolist() == pytest.approx(expected, abs=1e-12)
+    assert dpo_loss(margins, pair_beta=0.1).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_pass_at_k_is_the_unbiased_estimate():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.rows import PLAIN_ROWS
 from tests.slow_objective import ROWS, Step, places_of, slow_credit, slow_loss
 from tests.tiny_batches import (
     BINARY,
@@ -38,11 +39,11 @@ from covey.models.policy import Policy
 from covey.tensors import Scores, Tokens
 from covey.types import Group
 
-every_row = pytest.mark.parametrize("name", ALGORITHMS)
+every_row = pytest.mark.parametrize("name", PLAIN_ROWS)
 CUTS: tuple[Cut, ...] = ((1, 0), (64, 64), WHOLE)
 
 # Rows that see right and wrong in a reward are shown such rewards, too.
-CASES = {name: (name, REWARDS) for name in ALGORITHMS}
+CASES = {name: (name, REWARDS) for name in PLAIN_ROWS}
 CASES |= {f"{name}, right or wrong": (name, BINARY) for name in ("maxrl", "passk", "bnpo", "reinforce_pp_baseline")}
 
 
@@ -299,7 +300,7 @@ def test_an_unscorable_completion_leaves_numerator_and_denominators(shared_tiny_
     assert relative_error(found, expected) < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("reinforce", "reinforce_pp")])
+@pytest.mark.parametrize("name", [name for name in PLAIN_ROWS if name not in ("reinforce", "reinforce_pp")])
 def test_a_flat_group_that_is_left_out_leaves_the_denominators_but_not_the_statistics(shared_tiny_policy64: Policy, name: str):
     """The two rows without a baseline learn from it; for the others it has no signal."""
     objective, groups = objective_of(name), ragged_groups()
@@ -315,7 +316,7 @@ EXACT_WITH: dict[str, dict[str, Any]] = {"batch_std": {"ddof": 0}, "reinforce_pp
 """Rows with a deviation over the batch: with the divisor n, and not n - 1, it does not feel that everything comes twice."""
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("reinforce_pp", "bnpo")])
+@pytest.mark.parametrize("name", [name for name in PLAIN_ROWS if name not in ("reinforce_pp", "bnpo")])
 def test_a_batch_that_comes_twice_has_the_loss_and_the_gradient_of_one(
     shared_tiny_policy64: Policy, shifted: Scores, name: str
 ):

@@ -20,11 +20,11 @@ from tests.commands import covey
 from tests.digits import bits_of, leave_out_slow_parts, newest, resume_digits, stop_at, tiny_model, train_digits
 from tests.processes import Finished
 from tests.ranks import free_port, on_ranks
+from tests.rows import PLAIN_ROWS
 from tests.tiny_batches import SPEC, STATS, Cut, make_learner, objective_of, ragged_groups, shifted_scores
 from torch import Tensor
 
 from covey.algos.objective import Coefficients
-from covey.algos.registry import ALGORITHMS
 from covey.batch import make_tokens
 from covey.distributed import ALONE, Ranks
 from covey.learner import Learner
@@ -37,7 +37,7 @@ from covey.types import Group
 # --- A step ----------------------------------------------------------------------------------------------------------
 
 ONE_GROUP = [[1.0, 0.0, 0.5]]
-CASES: dict[str, tuple[str, Cut]] = {name: (name, (64, 64)) for name in ALGORITHMS}
+CASES: dict[str, tuple[str, Cut]] = {name: (name, (64, 64)) for name in PLAIN_ROWS}
 CASES["one micro-batch for two ranks"] = ("grpo", (4096, 4096))
 CASES["nothing to learn from"] = ("dr_grpo", (64, 64))
 

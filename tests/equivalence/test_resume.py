@@ -56,6 +56,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "repetition_penalty": 1.2,
         "stop": ["7"],
     },
+    "with a value model": {"algorithm__name": "ppo", "num_iterations": 2, "num_minibatches": 2, "algorithm__beta": 0.05},
+    "with a value head": {"algorithm__name": "ppo", "algorithm__critic": "head"},
+    "with pairs of the initial policy": {"algorithm__name": "dpo"},
+    "with selected completions and a budget of tokens": {
+        "algorithm__name": "raft",
+        "algorithm__threshold": 0.05,
+        "max_generated_tokens": 300,
+        "decay": True,
+        "num_steps": 6,
+    },
     "with decay, in bfloat16": {"decay": True, "weight_decay": 0.1, "compute_dtype": "bfloat16", "algorithm__name": "dr_grpo"},
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.builders import shake
+from tests.rows import PLAIN_ROWS
 from tests.slow_objective import Step, slow_loss
 from tests.tiny_batches import (
     ON_POLICY,
@@ -161,7 +162,7 @@ def test_a_minibatch_has_denominators_of_its_own(shared_tiny_policy64: Policy, n
     assert losses[0] == pytest.approx(float(slow_loss(name, part).detach()), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", PLAIN_ROWS)
 def test_a_minibatch_keeps_the_advantages_of_the_whole_batch(shared_tiny_policy64: Policy, name: str):
     learner = make_learner(shared_tiny_policy64, objective_of(name))
     batch = learner.make_batch(make_tokens(ragged_groups(), (), STATS), ON_POLICY)

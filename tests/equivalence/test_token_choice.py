@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.numerics import transcriptions
+from tests.rows import PLAIN_ROWS
 from tests.slow_objective import Step, places_of, slow_credit, slow_loss
 from tests.tiny_batches import (
     ON_POLICY,
@@ -24,7 +25,6 @@ from tests.tiny_batches import (
 from torch import Tensor
 
 from covey.algos.objective import Coefficients, Objective
-from covey.algos.registry import ALGORITHMS
 from covey.batch import StatsSpec, make_tokens
 from covey.learner import Learner
 from covey.models.policy import Policy
@@ -117,7 +117,7 @@ def test_a_corrected_step_is_the_textbook_one(shared_tiny_policy64: Policy, logp
     assert_is_textbook(shared_tiny_policy64, name, learner, batch, dataclasses.replace(step, weights=weights, is_out=is_out))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", PLAIN_ROWS)
 def test_a_step_with_rejected_completions_is_one_without_them(shared_tiny_policy64: Policy, logprobs: Tensor, name: str):
     """One of each group is rejected. The others keep the advantages that they had beside it."""
     groups, rejected = ragged_groups(), [4, 7, 10]
@@ -241,7 +241,7 @@ def with_whole_baseline(group: Group) -> Group:
     return dataclasses.replace(group, baseline=dataclasses.replace(group.baseline, completion=completion))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", PLAIN_ROWS)
 def test_a_step_that_leaves_truncated_completions_out_is_one_without_them(shared_tiny_policy64: Policy, name: str):
     groups = ragged_groups(
         [[1.0, 0.0, 0.5, 0.0, 1.0], [0.2, 0.9, 0.4, 0.1, 0.7], [0.0, 1.0, 0.0, 0.0, 1.0]], completion_lengths=LENGTHS
@@ -283,7 +283,7 @@ def mean_entropy(shared_tiny_policy64: Policy) -> Tensor:
     return values.mean()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", PLAIN_ROWS)
 def test_the_entropy_bonus_is_the_same_token_mean_in_every_row(
     shared_tiny_policy64: Policy, logprobs: Tensor, mean_entropy: Tensor, name: str
 ):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.builders import END
+from tests.rows import PLAIN_ROWS
 from tests.slow_objective import Step, slow_credit
 from tests.tiny_batches import (
     ON_POLICY,
@@ -24,14 +25,13 @@ from tests.tiny_batches import (
 from torch import Tensor, nn
 
 from covey.algos.objective import Coefficients
-from covey.algos.registry import ALGORITHMS
 from covey.batch import make_tokens
 from covey.learner import Learner
 from covey.models.policy import Policy
 from covey.tensors import Batch
 from covey.types import Group, Message
 
-every_row = pytest.mark.parametrize("name", ALGORITHMS)
+every_row = pytest.mark.parametrize("name", PLAIN_ROWS)
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
 

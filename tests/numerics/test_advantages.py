@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.numerics.arrays import GARBAGE, assert_close, stats_of_answers, stats_of_rewards, tenths
 from tests.numerics.transcriptions import Answer
+from tests.rows import PLAIN_ROWS
 from torch import Tensor
 
 from covey.algos.advantages import dr_grpo_advantages, grpo_advantages, rloo_advantages
@@ -24,9 +25,9 @@ ABSOLUTE = {"reinforce", "reinforce_pp", "remax"}
 BATCH_WIDE = {"reinforce_pp_baseline", "batch_std", "bnpo", "gdpo"}
 """Rows whose statistics span all groups."""
 NOT_CENTRED = ABSOLUTE | {"opo", "passk_max"}
-RELATIVE = [name for name in ALGORITHMS if name not in ABSOLUTE]
+RELATIVE = [name for name in PLAIN_ROWS if name not in ABSOLUTE]
 
-every_row = pytest.mark.parametrize("name", ALGORITHMS)
+every_row = pytest.mark.parametrize("name", PLAIN_ROWS)
 every_relative_row = pytest.mark.parametrize("name", RELATIVE)
 one_group = st.lists(tenths, min_size=3, max_size=9)
 RAGGED = [[1.0, 0.0, 0.3, None, None], [0.2, 0.9, 0.4, 0.1, 0.7], [None, 1.0, None, 0.5, None]]
@@ -127,7 +128,7 @@ def test_what_stands_in_for_an_unscorable_reward_does_not_matter(name: str, garb
     assert torch.equal(advantages_of(name, spoiled), advantages_of(name, clean))
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in BATCH_WIDE])
+@pytest.mark.parametrize("name", [name for name in PLAIN_ROWS if name not in BATCH_WIDE])
 def test_groups_of_different_scored_sizes_are_each_as_if_alone(name: str):
     together = advantages_of(name, stats_of_rewards(RAGGED))
     alone = torch.cat([advantages_of(name, stats_of_rewards([row])) for row in RAGGED])
@@ -137,7 +138,7 @@ def test_groups_of_different_scored_sizes_are_each_as_if_alone(name: str):
 # --- what makes no difference ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NOT_CENTRED])
+@pytest.mark.parametrize("name", [name for name in PLAIN_ROWS if name not in NOT_CENTRED])
 @given(rewards=st.lists(st.sampled_from([0.0, 0.1, 0.7, 1.0]), min_size=3, max_size=9))
 def test_advantages_of_a_group_sum_to_zero(name: str, rewards: list[float]):
     advantages = advantages_of(name, stats_of_rewards([rewards]), all_fail_correction=False)
@@ -241,7 +242,7 @@ def test_a_group_without_a_signal_has_no_advantage_and_a_group_with_an_advantage
     assert not (has_advantage & ~has_signal).any()
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in {"passk", "passk_max"}])
+@pytest.mark.parametrize("name", [name for name in PLAIN_ROWS if name not in {"passk", "passk_max"}])
 def test_a_group_whose_rewards_differ_has_a_signal(name: str):
     stats = stats_of_rewards([[0.0, 1.0, None], [0.2, 0.2, 0.1]], baselines=[0.5, 0.5])
     assert Objective.of_row(ALGORITHMS[name]).has_signal(stats).tolist() == [[True], [True]]

@@ -78,7 +78,7 @@ def test_the_value_loss_takes_the_worse_of_the_clipped_and_the_plain_square(
     value: float, old: float, target: float, loss: float, slope: float
 ):
     leaf = float64([[value]]).requires_grad_()
-    found = clipped_value_loss(leaf, float64([[old]]), float64([[target]]), epsilon=0.2)
+    found = clipped_value_loss(leaf, float64([[old]]), float64([[target]]), value_epsilon=0.2)
     (gradient,) = torch.autograd.grad(found.sum(), leaf)
     assert float(found.detach()) == pytest.approx(loss, abs=1e-12)
     assert float(gradient) == pytest.approx(slope, abs=1e-12)
@@ -94,12 +94,12 @@ def margin(chosen: float, rejected: float, ref_chosen: float, ref_rejected: floa
 def test_dpo_is_golden(golden: dict[str, Any]):
     found = margin(-10.0, -12.0, -11.0, -11.5)
     assert float(found) == golden["dpo"]["logits"]
-    assert_close(dpo_loss(found, beta=0.1), [golden["dpo"]["loss_beta0.1"]])
+    assert_close(dpo_loss(found, pair_beta=0.1), [golden["dpo"]["loss_beta0.1"]])
 
 
 def test_ipo_is_golden_for_sums_and_for_means_over_tokens(golden: dict[str, Any]):
-    sums = ipo_loss(margin(-10.0, -12.0, -11.0, -11.5), beta=0.1)
-    means = ipo_loss(margin(-10.0 / 5, -12.0 / 6, -11.0 / 5, -11.5 / 6), beta=0.1)
+    sums = ipo_loss(margin(-10.0, -12.0, -11.0, -11.5), pair_beta=0.1)
+    means = ipo_loss(margin(-10.0 / 5, -12.0 / 6, -11.0 / 5, -11.5 / 6), pair_beta=0.1)
     assert_close(sums, [golden["dpo"]["ipo_sum_beta0.1"]])
     assert_close(means, [golden["dpo"]["ipo_mean_len(5,6)_beta0.1"]])
 
@@ -108,20 +108,24 @@ def test_ipo_is_golden_for_sums_and_for_means_over_tokens(golden: dict[str, Any]
 def test_preference_losses_are_their_formulas(values: tuple[float, float, float, float], beta: float):
     chosen, rejected, ref_chosen, ref_rejected = values
     slow = (chosen - ref_chosen) - (rejected - ref_rejected)
-    assert float(dpo_loss(margin(*values), beta=beta)) == pytest.approx(-transcriptions.log_sigmoid(beta * slow), abs=1e-10)
-    assert float(ipo_loss(margin(*values), beta=beta)) == pytest.approx((slow - 1 / (2 * beta)) ** 2, abs=1e-9)
+    assert float(dpo_loss(margin(*values), pair_beta=beta)) == pytest.approx(
+        -transcriptions.log_sigmoid(beta * slow), abs=1e-10
+    )
+    assert float(ipo_loss(margin(*values), pair_beta=beta)) == pytest.approx((slow - 1 / (2 * beta)) ** 2, abs=1e-9)
 
 
 def test_swapping_the_pair_turns_the_margin_round_and_the_probabilities_add_up():
     forth, back = margin(-10.0, -12.0, -11.0, -11.5), margin(-12.0, -10.0, -11.5, -11.0)
     assert float(forth) == -float(back)
-    assert float((-dpo_loss(forth, beta=0.3)).exp() + (-dpo_loss(back, beta=0.3)).exp()) == pytest.approx(1.0, abs=1e-12)
+    assert float((-dpo_loss(forth, pair_beta=0.3)).exp() + (-dpo_loss(back, pair_beta=0.3)).exp()) == pytest.approx(
+        1.0, abs=1e-12
+    )
 
 
 def test_a_pair_that_is_hopelessly_wrong_has_a_finite_loss_and_gradient():
     chosen = torch.tensor([-1e5], requires_grad=True)
     zero = torch.zeros(1)
-    loss = dpo_loss(preference_margin(chosen, zero, zero, zero), beta=1.0).sum()
+    loss = dpo_loss(preference_margin(chosen, zero, zero, zero), pair_beta=1.0).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert chosen.grad is not None

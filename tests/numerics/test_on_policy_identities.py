@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.numerics.arrays import assert_close, float64, mask_of
 from tests.numerics.losses import gradient_of_loss, loss_of
+from tests.rows import PLAIN_ROWS
 from torch import Tensor
 
 from covey.algos.aggregate import AGGREGATIONS, Aggregation
 from covey.algos.objective import Objective
 from covey.algos.registry import ALGORITHMS
 
-every_row = pytest.mark.parametrize("name", ALGORITHMS)
+every_row = pytest.mark.parametrize("name", PLAIN_ROWS)
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 

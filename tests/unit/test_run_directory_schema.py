@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text()
 
 LISTS = [
     *("ENV_KEYS", "TIMING_KEYS", "EVAL_KEYS", "EVAL_COLUMNS", "ROLLOUT_COLUMNS"),
-    *("GUARD_KEYS", "PROFILE_KEYS", "PROFILE_PHASE_KEYS"),
+    *("GUARD_KEYS", "COSTS_KEYS", "PROFILE_KEYS", "PROFILE_PHASE_KEYS"),
 ]
 
 
@@ -37,6 +37,7 @@ def documented() -> dict[str, set[str]]:
     profile, phases = section("profile.json").split("Each row of `phases` has")
     return {
         "GUARD_KEYS": first_column(section("guard.jsonl")),
+        "COSTS_KEYS": first_column(section("costs.json")),
         "PROFILE_KEYS": first_column(profile),
         "PROFILE_PHASE_KEYS": first_column(phases),
         "ENV_KEYS": quoted(section("env.json")),
@@ -71,7 +72,7 @@ def test_every_documented_column_has_a_fixed_type(name: str) -> None:
 def test_the_files_of_a_run_are_the_documented_ones() -> None:
     run = RunDirectory(Path("run"))
     files = [run.recipe, run.env, run.metrics, run.timing, run.eval, run.guard, run.events, run.reward_output]
-    files += [run.profile, run.report]
+    files += [run.costs, run.profile, run.report]
     table = first_column(PAGE.split("\n## ", 1)[0])
     assert {path.name for path in files} == {word for word in table if "/" not in word}
     assert {run.evals.name, run.rollouts.name, run.checkpoints.name} == {w.split("/")[0] for w in table if "/" in w}

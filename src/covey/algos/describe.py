@@ -27,7 +27,9 @@ def formula_lines(objective: Objective, *, beta: float, max_new_tokens: int) -> 
     for option, text in (("dual_clip", "l_t <= -{0} A where A < 0"), ("delta", "w_t <= {0} where it is not clipped")):
         if options.get(option):
             lines.append(text.format(options[option]))
-    lines.append(_AGGREGATED[objective.aggregation].format(max_new_tokens=max_new_tokens))
+    over_pairs = "L = mean of l over the pairs of the step"
+    aggregated = over_pairs if spec.pair_loss else _AGGREGATED[objective.aggregation].format(max_new_tokens=max_new_tokens)
+    lines.append(aggregated)
     if beta:
         lines.append(f"KL: {beta} times {KL_TERMS[objective.kl].formula}")
     return lines

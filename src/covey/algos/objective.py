@@ -13,7 +13,8 @@ from torch import Tensor
 
 from covey.algos.aggregate import Aggregation, aggregate
 from covey.algos.kl import KL_TERMS, k1, k3
-from covey.algos.registry import PolicySpec, keyword_arguments
+from covey.algos.preference import pair_slope
+from covey.algos.spec import PolicySpec, keyword_arguments
 from covey.metrics import Max, Mean, Metric, Quantile, Sum
 from covey.tensors import GroupStats, LossOutput
 
@@ -38,6 +39,18 @@ class Objective:
     def advantages(self, stats: GroupStats) -> Float64[Tensor, "P G"]:
         """Return the row's advantages."""
         return self.spec.advantage(stats, **keyword_arguments(self.spec.advantage, self.options))
+
+    def pair_losses(self, margins: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """Return the loss of each pair, in rows that learn from pairs."""
+        assert self.spec.pair_loss is not None
+        return self.spec.pair_loss(margins, **keyword_arguments(self.spec.pair_loss, self.options))
+
+    def pair_advantages(self, marks: Float64[Tensor, "P G"], margins: Float[Tensor, "P"]) -> Float64[Tensor, "P G"]:
+        """Return what the marked completions are worth: the pair's slope for the chosen one, less it for the rejected one.
+
+        Twice, because the loss is a mean over pairs and the aggregation one over completions, two for each pair.
+        """
+        return 2 * marks * pair_slope(self.pair_losses, margins)[:, None]
 
     def has_signal(self, stats: GroupStats) -> Bool[Tensor, "P 1"]:
         """Return which groups can move the weights."""

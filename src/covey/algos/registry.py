@@ -2,97 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from torch import Tensor
-
 from covey.algos import advantages as group
 from covey.algos import batch_advantages as batch
-from covey.algos import surrogates
-from covey.algos.aggregate import Aggregation
-from covey.algos.ratios import sequence_log_ratio, token_log_ratio
+from covey.algos import selection, surrogates
+from covey.algos.critic import ppo_credit
+from covey.algos.preference import dpo_loss, ipo_loss
+from covey.algos.ratios import sequence_log_ratio
+from covey.algos.spec import PairSpec, PolicySpec
 
 DEFAULT_ALGORITHM = "grpo"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolicySpec:
-    """How one algorithm turns rewards into a loss."""
-
-    title: str
-    paper: str
-    advantage_formula: str
-    """Plain text; options stand in it as {option}."""
-    loss_formula: str
-    """The loss of one token, l_t, likewise."""
-    advantage: Callable[..., Tensor]
-    """(GroupStats, *, options) -> [P, G]"""
-    signal: Callable[..., Tensor] | None = None
-    """(GroupStats) -> [P, 1]: which groups teach something. None = those with an advantage that is not 0; a row whose
-    statistics span the batch has to say it, because there one group alone has no advantages."""
-    log_ratio: Callable[[Tensor, Tensor, Tensor], Tensor] = token_log_ratio
-    """(logprobs, old_logprobs, mask) -> [B, T]"""
-    surrogate: Callable[..., Tensor] = surrogates.clipped_surrogate
-    """(logprobs, log_ratio, advantages, mask, *, options) -> [B, T]"""
-    aggregation: Aggregation
-    kl: str = "k3_loss"
-    """A row of KL_TERMS; it acts with weight beta."""
-    whitens_tokens: bool = False
-    """Whether the credit of all the step's tokens is normalised together."""
-    needs_baseline: bool = False
-    """Whether each group's prompt is answered greedily, too."""
-    counts_successes: bool = False
-    """Whether rewards are read as shares of success, so that a penalty must not be mixed into them."""
-    reads_parts: bool = False
-    """Whether it combines the parts of the reward itself."""
-    clips_log_ratio: bool = False
-    """Whether the epsilons bound log w and not w."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Where the row's options differ from its functions' own defaults."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The row's options in the recipe with their defaults: what its advantage and surrogate take by keyword."""
-        return _keywords(self.advantage) | _keywords(self.surrogate) | dict(self.defaults)
-
-    @property
-    def min_group_size(self) -> int:
-        """How many completions a prompt needs before any of them can have an advantage."""
-        return 1 if self.needs_baseline or self.signal is group.any_scored else 2
-
-    def clip_range(self, options: Mapping[str, Any]) -> tuple[float, float]:
-        """Return the ratios between which nothing is clipped."""
-        low, high = options.get("epsilon_low", 1.0), options.get("epsilon_high", math.inf)
-        return (math.exp(-low), math.exp(high)) if self.clips_log_ratio else (1 - low, 1 + high)
-
-    @property
-    def has_ratio(self) -> bool:
-        """Whether it corrects for data that an older policy has sampled."""
-        return self.surrogate is not surrogates.reinforce_surrogate
-
-    @property
-    def is_per_sequence(self) -> bool:
-        """Whether the loss is one number for a completion, repeated over its tokens."""
-        return self.log_ratio is sequence_log_ratio or self.surrogate is surrogates.gmpo_surrogate
-
-
-def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def keyword_arguments(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that the function takes."""
-    return {name: options[name] for name in _keywords(function)}
 
 
 _CLIP = "l_t = -min(w_t A, clip(w_t, 1 - {epsilon_low}, 1 + {epsilon_high}) A)"
 _CENTRED = "A_i = r_i - mean r"
 _STANDARDISED = "A_i = (r_i - mean r) / (std r + {eps}), std with divisor G - {ddof}"
+_SELECTED = "completions with a reward of at least {threshold} of its range are trained on, the others left out"
+_PAIR = (
+    "m = log pi/pi_0 (chosen) - log pi/pi_0 (rejected): the best and the worst completion of a group, log-probs summed over "
+    "tokens, pi_0 the initial policy"
+)
 _FLOOR = {"min_group_std": 0.01}
 
 ALGORITHMS: dict[str, PolicySpec] = {
@@ -294,24 +222,84 @@ ALGORITHMS: dict[str, PolicySpec] = {
         aggregation="seq-mean-token-mean",
         defaults=_FLOOR,
     ),
+    "ppo": PolicySpec(
+        title="PPO",
+        paper="arXiv 1707.06347",
+        advantage_formula=(
+            "A_t = sum_l ({gamma} {lam})^l delta_(t+l), delta_t = r_t + {gamma} V_(t+1) - V_t, r_t = 0 but the reward at the "
+            "end;  then normalised over all tokens of the step"
+        ),
+        loss_formula=_CLIP,
+        advantage=group.raw_rewards,
+        signal=group.any_scored,
+        critic_credit=ppo_credit,
+        aggregation="token-mean",
+        kl="k1_reward",
+        whitens_tokens=True,
+        defaults={"critic": "separate", "critic_learning_rate": 1e-5, "value_epsilon": 0.2},
+    ),
+    "raft": PolicySpec(
+        title="RAFT (rejection sampling)",
+        paper="arXiv 2304.06767",
+        advantage_formula=_SELECTED,
+        loss_formula="l_t = -log pi(o_t)",
+        advantage=selection.successes,
+        surrogate=surrogates.reinforce_surrogate,
+        aggregation="token-mean",
+        selects=True,
+        compares_group=False,
+    ),
+    "sft": PolicySpec(
+        title="SFT on verified or given completions",
+        paper="arXiv 2308.01825",
+        advantage_formula=_SELECTED,
+        loss_formula="l_t = -log pi(o_t), o sampled from the initial policy, or given",
+        advantage=selection.successes,
+        surrogate=surrogates.reinforce_surrogate,
+        aggregation="token-mean",
+        samples_from="reference",
+        selects=True,
+        compares_group=False,
+    ),
+    "dpo": PolicySpec(
+        title="DPO",
+        paper="arXiv 2305.18290",
+        advantage_formula=_PAIR,
+        loss_formula="l = -log sigmoid({pair_beta} m), pairs sampled from the initial policy, or given",
+        advantage=selection.best_and_worst,
+        surrogate=surrogates.reinforce_surrogate,
+        aggregation="seq-mean-token-sum",
+        samples_from="reference",
+        selects=True,
+        pair_loss=dpo_loss,
+    ),
+    "ipo": PolicySpec(
+        title="IPO",
+        paper="arXiv 2310.12036",
+        advantage_formula=_PAIR,
+        loss_formula="l = (m - 1/(2 {pair_beta}))^2, pairs sampled from the initial policy, or given",
+        advantage=selection.best_and_worst,
+        surrogate=surrogates.reinforce_surrogate,
+        aggregation="seq-mean-token-sum",
+        samples_from="reference",
+        selects=True,
+        pair_loss=ipo_loss,
+    ),
+    "online_dpo": PolicySpec(
+        title="online DPO",
+        paper="arXiv 2402.04792",
+        advantage_formula=_PAIR,
+        loss_formula="l = -log sigmoid({pair_beta} m), pairs sampled from the policy",
+        advantage=selection.best_and_worst,
+        surrogate=surrogates.reinforce_surrogate,
+        aggregation="seq-mean-token-sum",
+        selects=True,
+        pair_loss=dpo_loss,
+    ),
 }
 
 OPTIONS: tuple[str, ...] = tuple(sorted({name for spec in ALGORITHMS.values() for name in spec.options}))
 """Every option that some row has."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairSpec:
-    """A row that learns from given data: it samples nothing, so that it has no reward, no groups and no guard."""
-
-    title: str
-    paper: str
-    loss_formula: str
-    """Plain text: the loss of one pair."""
-    data: str
-    """What it learns from, in words."""
-    trains: Literal["reward model"]
-    """What comes out, and with it which loop runs."""
 
 
 PAIR_ALGORITHMS: dict[str, PairSpec] = {

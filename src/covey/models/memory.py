@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,20 @@ def affordable_tokens(model: PreTrainedModel, dtype: torch.dtype, *, available: 
     fixed = 3 * _MASTER_BYTES * num_trained + 2 * dtype.itemsize * num_weights + _RESERVE_BYTES
     of_token = activation_token_bytes(model, dtype, checkpoints_layers=checkpoints_layers)
     return max(_MIN_TOKENS, (available - fixed) // of_token)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now; where that cannot be read, the most that it has held."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process has held. On Linux that of the program, whoever has started it."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    if found:
+        return found[0]
+    # What getrusage says on Linux begins with the size of the process that started this one.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

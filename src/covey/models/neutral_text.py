@@ -65,6 +65,7 @@ def _tokens_of(policy: Policy) -> Tokens:
         rewards=nothing, scored=torch.zeros(shape, dtype=torch.bool), lengths=lengths[:, None], parts=nothing[..., None]
     )
     return Tokens(
+        is_truncated=torch.zeros(len(texts), dtype=torch.bool),
         prompt_ids=[torch.tensor([*start, ids[0]]) for ids in texts],
         completion_ids=completions,
         completion_mask=mask,

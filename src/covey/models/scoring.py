@@ -210,6 +210,23 @@ def score_completions(
     return CompletionScores(logprobs=grid.masked_scatter(where, logprobs), entropy=grid.masked_scatter(where, entropy))
 
 
+def completion_hidden(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    packs: Sequence[Pack],
+    *,
+    compute_dtype: torch.dtype,
+    checkpoints_layers: bool = False,
+) -> Float[Tensor, "L D"]:
+    """Return the last hidden state behind which each completion token of the packs' rows stands, row by row."""
+    use_autocast = compute_dtype != torch.float32
+    if packed_refusal(model) is None:
+        dtype = compute_dtype if use_autocast else model.dtype
+        return packed_forward(model, tokens, packs, dtype, checkpoints_layers=checkpoints_layers).hidden()
+    with torch.autocast(model.device.type, dtype=compute_dtype, enabled=use_autocast):
+        return hidden_of_layout(model, tokens, packs, compute_dtype, checkpoints_layers=checkpoints_layers)
+
+
 def packed_forward(
     model: PreTrainedModel, tokens: Tokens, packs: Sequence[Pack], dtype: torch.dtype, *, checkpoints_layers: bool
 ) -> PackedForward:

@@ -35,6 +35,7 @@ EVAL_KEYS = (
     *("pass_at", "length_mean", "truncated_frac", "error_frac"),
 )
 GUARD_KEYS = ("step", "detector", "level", "action", "message", "figures")
+COSTS_KEYS = ("parameters", "memory_bytes", "peak_rss_bytes", "seconds", "tokens", "num_updates")
 PROFILE_KEYS = (
     *("first_step", "last_step", "num_steps", "step_median_s", "step_p90_s", "sampled_tokens_per_s", "trained_tokens_per_s"),
     *("peak_rss_bytes", "phases"),
@@ -141,6 +142,10 @@ class RunDirectory:
     @property
     def profile(self) -> Path:
         return self.path / "profile.json"
+
+    @property
+    def costs(self) -> Path:
+        return self.path / "costs.json"
 
     @property
     def lock_file(self) -> Path:

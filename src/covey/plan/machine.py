@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -108,13 +106,3 @@ class ProcessorShare:
     def frac(self) -> float:
         """Processor time over threads times elapsed time."""
         return (time.process_time() - self._used_s) / (self._num_threads * (time.perf_counter() - self._started))
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process holds now."""
-    path = Path("/proc/self/statm")
-    if not path.exists():
-        import resource  # elsewhere the peak is all that is known
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -14,12 +14,11 @@ from covey.assembly import make_learner
 from covey.config import Recipe
 from covey.engines.base import Engine
 from covey.engines.native.engine import NativeEngine
-from covey.models.memory import available_bytes
+from covey.models.memory import available_bytes, resident_bytes
 from covey.models.policy import Policy
 from covey.monitor.environment import num_usable_cores
 from covey.plan.cost import Rates, Workload, sampling_s, step_seconds
 from covey.plan.lengths import SampledLengths
-from covey.plan.machine import resident_bytes
 from covey.plan.memory import Demand, ModelSizes, memory_parts, model_sizes, peak_bytes
 from covey.plan.probe import Measured, Shape, Ticks, probe
 from covey.session import open_engine, open_policy

@@ -26,10 +26,10 @@ MUTATIONS = [
         number=28,
         name="old log-probs are computed after the updates before",
         file=LEARNER,
-        old="self.update(_with_old(part, logprobs), progress=progress)",
+        old="self._update_both(part, progress=progress) for part in with_old",
         new=(
-            "self.update(_with_old(part, logprobs if logprobs is None else self.score(self.model, part.tokens).logprobs), "
-            "progress=progress)"
+            "self._update_both(part if part.scores.old_logprobs is None else _with_old(part, "
+            "self.score(self.model, part.tokens).logprobs), progress=progress) for part in with_old"
         ),
         tests=(f"{SUITE}test_updates_after_the_first_have_a_ratio_against_the_policy_before_it",),
     ),
@@ -132,9 +132,9 @@ MUTATIONS = [
     Mutation(
         number=36,
         name="KL in the reward is added instead of subtracted",
-        file=LEARNER,
-        old="credit = credit - self.coefficients.beta * kl.to(credit.dtype)",
-        new="credit = credit + self.coefficients.beta * kl.to(credit.dtype)",
+        file="src/covey/credit.py",
+        old="credit = credit - kl_weight * kl_to_go",
+        new="credit = credit + kl_weight * kl_to_go",
         tests=(f"{SUITE}test_kl_in_the_reward_reaches_the_tokens_before_it_and_lowers_their_credit",),
     ),
     Mutation(

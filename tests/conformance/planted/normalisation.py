@@ -95,8 +95,8 @@ MUTATIONS = [
         number=49,
         name="later updates take their own log-probs for the old ones",
         file=LEARNER,
-        old="self.update(_with_old(part, logprobs), progress=progress)",
-        new="self.update(_with_old(part, None), progress=progress)",
+        old="with_old = [_with_old(part, logprobs) for",
+        new="with_old = [_with_old(part, None) for",
         tests=("tests/conformance/test_losses.py::test_updates_after_the_first_have_a_ratio_against_the_policy_before_it",),
     ),
     Mutation(

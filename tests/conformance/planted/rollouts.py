@@ -237,8 +237,8 @@ MUTATIONS = [
         number=63,
         name="the margin is averaged over the batch before the loss",
         file="src/covey/algos/preference.py",
-        old="return -torch.nn.functional.logsigmoid(beta * margin)",
-        new="return -torch.nn.functional.logsigmoid(beta * margin.mean()).expand_as(margin)",
+        old="return -torch.nn.functional.logsigmoid(pair_beta * margin)",
+        new="return -torch.nn.functional.logsigmoid(pair_beta * margin.mean()).expand_as(margin)",
         tests=(f"{SUITE}test_each_pair_has_its_own_loss",),
     ),
     Mutation(
