@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from covey.cli_checks import CHECKS
-from covey.cli_common import AsJson, ModelArgument, Quiet, print_json, say, split_arguments
+from covey.cli_common import EXIT_STOPPED, AsJson, ModelArgument, Quiet, print_json, say, split_arguments
+from covey.cli_compare import compare
 from covey.cli_pairs import print_row, refuse_pairs_run, train_pairs
 from covey.tuning import start_tuned
 from covey.types import CoveyError
@@ -24,7 +25,7 @@ from covey.types import CoveyError
 if TYPE_CHECKING:
     from covey.evaluate import Row
 
-EXIT_WRONG_INPUT, EXIT_STOPPED = 2, 75
+EXIT_WRONG_INPUT = 2
 _TUNED = {"train", "plan", "evaluate", "control", "calibrate"}
 """Commands that compute for long enough to be worth a start with other settings."""
 
@@ -315,6 +316,7 @@ def chat(
         typer.echo(printable(policy.decode(completion.token_ids)))
 
 
+app.command(name="compare")(compare)
 for command_name, command in CHECKS.items():
     app.command(name=command_name)(command)
 

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+EXIT_STOPPED = 75
+"""A signal came; what was done is saved, and can be gone on with."""
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
 ModelArgument = Annotated[str, typer.Argument(help="Bundled name, local directory, hub id, or a run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]

@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with selected completions and a budget of tokens": {
         "algorithm__name": "raft",
         "algorithm__threshold": 0.05,
-        "max_generated_tokens": 300,
+        "max_generated_tokens": 520,
         "decay": True,
         "num_steps": 6,
     },
