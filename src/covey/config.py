@@ -182,6 +182,11 @@ def _guard_contradiction(recipe: Recipe) -> str | None:
             "guard.actions has raise_beta with algorithm.beta=0: there is no KL term to make heavier. Set algorithm.beta, or "
             "choose another action"
         )
+    if guard.enabled and not recipe.evaluation.before:
+        return (
+            "evaluation.before=false with guard.enabled=true: the guard compares with the model before training. Measure "
+            "it, or switch the guard off"
+        )
     if not guard.enabled and (guard.actions or guard.beta_factor != GuardSection().beta_factor):
         return "guard.actions and guard.beta_factor belong to guard.enabled, which is false; set it true, or leave them out"
     return None

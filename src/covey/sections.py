@@ -197,6 +197,7 @@ class TrainSection(Section):
 
 class EvaluationSection(Section):
     every: NotNegative = Field(20, description="steps between held-out evaluations; 0 = only before and after")
+    before: bool = Field(True, description="measure before training, too; without it nobody knows what training has changed")
     num_prompts: Positive = Field(200, description="held-out prompts of each part, at most as many as the task has")
     samples_per_prompt: Positive = Field(1, description="completions a prompt at the training temperature")
 

@@ -258,7 +258,8 @@ def prepare(session: Session, clock: Clock) -> None:
         session.recorder.event(0, "self_check", line)
     audit_reward(session)
     clock.restart()  # The checks and the measurement before training are not training time.
-    evaluate_parts(session, clock, (*parts_to_measure(session), "test"))
+    if session.recipe.evaluation.before:
+        evaluate_parts(session, clock, (*parts_to_measure(session), "test"))
     judge(session)
     session.recorder.time(0, clock.lap(num_tokens=0) | {"elapsed_s": 0.0})
     clock.restart()

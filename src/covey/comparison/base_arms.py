@@ -12,13 +12,15 @@ from covey.comparison.plan import BASE, BEST_OF_N, MAJORITY
 from covey.evaluate import prompt_means
 
 Json = dict[str, Any]
+CHOOSE = "choose/sampled"
+"""Where the validation curves of all arms begin."""
 ORACLE = "oracle"
 """A right answer among several, as if somebody could tell: an upper bound and no arm."""
 
 
 def base_result(tables: Mapping[str, Sequence[Json]], *, best_of: int) -> Json:
     """Return the scores of the untrained arms by key, each a number for each question; `tables` are rows of evaluations."""
-    sampled = {key: rows for key, rows in tables.items() if key.endswith("/sampled")}
+    sampled = {key: rows for key, rows in tables.items() if key.endswith("/sampled") and key != CHOOSE}
     picked = {key: selections(rows, size=best_of) for key, rows in sampled.items()}
     first = next(iter(sampled.values()))
     num_questions = len({row["prompt_id"] for row in first})

@@ -139,6 +139,7 @@ class Plan:
             ("reward", "audit", False),
             ("checkpoint", "rollouts_every", 1),
             ("evaluation", "samples_per_prompt", self.samples),
+            ("evaluation", "before", False),  # The base is measured once, for all.
         ]
         return make_recipe(with_changes(dict(self.recipe), changes))
 

@@ -97,11 +97,12 @@ def measured_base(shop: Workshop) -> Json:
     if (found := read_result(path, expected_hash=key)) is not None:
         return found
     shop.say(f"base: {shop.plan.best_of} samples of each test question")
-    wanted = [(recipe.task.level, "test", "greedy", 1)]
-    wanted += [(level, "test", "sampled", shop.plan.best_of) for level in (recipe.task.level, *shop.plan.harder)]
+    own = recipe.task.level
+    wanted = [(own, "test", "greedy", 1), (own, "choose", "sampled", shop.plan.samples)]
+    wanted += [(level, "test", "sampled", shop.plan.best_of) for level in (own, *shop.plan.harder)]
     started = time.monotonic()
     tables = measure(shop, recipe.model.name, recipe, wanted, name=BASE)
-    keys = ["test/greedy", "test/sampled", *(f"{level}/sampled" for level in shop.plan.harder)]
+    keys = ["test/greedy", "choose/sampled", "test/sampled", *(f"{level}/sampled" for level in shop.plan.harder)]
     result = base_result(dict(zip(keys, tables, strict=True)), best_of=shop.plan.best_of)
     write_result(path, result | {"recipe_hash": key, "elapsed_s": round(time.monotonic() - started, 1)})
     return json.loads(path.read_text())

@@ -17,7 +17,7 @@ from covey.algos.registry import ALGORITHMS
 from covey.compare.power import resolution
 from covey.compare.statistics import ArmScores, Estimate, difference, estimate
 from covey.compare.verdicts import Contrast, Verdict, verdicts
-from covey.comparison.base_arms import ORACLE
+from covey.comparison.base_arms import CHOOSE, ORACLE
 from covey.comparison.plan import BASE, BEST_OF_N, MAJORITY, Arm, Plan
 from covey.description import command_line
 from covey.monitor.environment import describe_machine, describe_versions
@@ -48,7 +48,7 @@ def summarise(plan: Plan, results: Sequence[Json]) -> Json:
         "oracle": {key: _mean(base[ORACLE][key]) for key in base[ORACLE]},
         "resolution": resolution_sentence(plan, tables[PRIMARY_KEY]),
         "verdicts": {key: [verdict_json(verdict) for verdict in each] for key, each in found.items()},
-        "equal_time": equal_time(plan, finals),
+        "equal_time": equal_time(plan, finals, base),
         "claims": claims(plan, found[PRIMARY_KEY], arms),
     }
 
@@ -120,7 +120,7 @@ def arm_summary(
         "scores": {key: score_json(each[arm.name]) for key, each in tables.items() if arm.name in each},
         "proxy": {key: score_json(table) for key, table in proxies.items() if table is not None},
         "gain_over_base": interval_json(estimate(difference(own[arm.name], own[BASE])).interval) if has_gain else None,
-        "curve": [seed_curve(result) for result in finals],
+        "curve": [seed_curve(result, base) for result in finals],
         "costs": costs_of(finals) if finals else untrained_costs(arm, base),
     }
 
@@ -146,9 +146,10 @@ def score_json(table: ArmScores) -> Json:
     return {**interval_json(interval), "by_seed": [_finite(float(np.nanmean(row))) for row in table.scores]}
 
 
-def seed_curve(result: Json) -> Json:
-    """Return the validation curve of one seed, sampled completions."""
-    points = [point for point in result["curve"] if point["mode"] == "sampled"]
+def seed_curve(result: Json, base: Json) -> Json:
+    """Return the validation curve of one seed, sampled completions. It begins at the base, which is the same for all."""
+    start = {"tokens": 0, "train_s": 0.0, "gold": _mean(base["scores"][CHOOSE]), "proxy": _mean(base["proxies"][CHOOSE])}
+    points = [start, *(point for point in result["curve"] if point["mode"] == "sampled")]
     return {"seed": result["seed"]} | {key: [point[key] for point in points] for key in ("tokens", "train_s", "gold", "proxy")}
 
 
@@ -175,7 +176,7 @@ def untrained_costs(arm: Arm, base: Json) -> Json:
     return {"tokens_per_question": per_question / base["best_of"] if arm.name == BASE else per_question}
 
 
-def equal_time(plan: Plan, finals: Sequence[Json]) -> Json:
+def equal_time(plan: Plan, finals: Sequence[Json], base: Json) -> Json:
     """Return each arm's validation score when the fastest arm was done: its last evaluation until then."""
     spent = {arm.name: [result["elapsed_s"] for result in finals if result["arm"] == arm.name] for arm in plan.trained}
     times = {name: _median(each) for name, each in spent.items() if each}
@@ -184,7 +185,7 @@ def equal_time(plan: Plan, finals: Sequence[Json]) -> Json:
     limit = min(times.values())
     rows = []
     for name in times:
-        golds = [gold_at(result, limit) for result in finals if result["arm"] == name]
+        golds = [gold_at(result, limit, base) for result in finals if result["arm"] == name]
         known = [gold for gold in golds if gold is not None]
         mean = sum(known) / len(known) if known else None
         rows.append({"arm": name, "mean": mean, "low": min(known, default=None), "high": max(known, default=None)})
@@ -195,10 +196,11 @@ def equal_time(plan: Plan, finals: Sequence[Json]) -> Json:
     return {"seconds": limit, "rows": rows, "note": note}
 
 
-def gold_at(result: Json, seconds: float) -> float | None:
+def gold_at(result: Json, seconds: float, base: Json) -> float | None:
     """Return the gold of the last evaluation within these seconds of training; a run that is just as long counts whole."""
-    own = [point for point in result["curve"] if point["mode"] == "sampled" and point["train_s"] <= 1.02 * seconds]
-    return own[-1]["gold"] if own else None
+    own = seed_curve(result, base)
+    reached = [gold for spent, gold in zip(own["train_s"], own["gold"], strict=True) if spent <= 1.02 * seconds]
+    return reached[-1]
 
 
 def claims(plan: Plan, found: Sequence[Verdict], arms: Sequence[Json]) -> list[str]:
