@@ -129,6 +129,11 @@ def _update_contradiction(recipe: Recipe) -> str | None:
             f"algorithm.name={algorithm.name!r}: the row has no importance ratio, and later updates would train on stale data "
             "as if it were fresh. Make one update a step, or choose a row with a ratio"
         )
+    if train.decay_tokens and not (train.decay and train.max_generated_tokens):
+        return (
+            f"train.decay_tokens={train.decay_tokens}: it belongs to train.decay and train.max_generated_tokens; set all "
+            "three, or leave it out"
+        )
     if algorithm.beta and algorithm.reference_every == 1 and algorithm.reference_mix == 1 and train.updates_per_step == 1:
         return (
             "algorithm.reference_every=1 with reference_mix=1 and one update a step: the reference is the policy at each "

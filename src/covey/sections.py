@@ -170,6 +170,9 @@ class TrainSection(Section):
         False,
         description="let the learning rate fall linearly, to 0 at the last update, or where max_generated_tokens ends the run",
     )
+    decay_tokens: NotNegative = Field(
+        0, description="with max_generated_tokens: tokens at which the rate is 0; 0 = where the run ends"
+    )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     max_tokens_per_micro_batch: Positive = Field(

@@ -204,7 +204,8 @@ def rollouts_within_budget(session: Session) -> RolloutSpec:
     """Return how the next step samples: with fewer prompts if that is all the budget has left, which the learner is told."""
     if (budget := token_budget(session)) is None:
         return session.rollouts
-    session.state.learner.budget_left_frac = budget.left_frac
+    horizon = session.recipe.train.decay_tokens or budget.limit
+    session.state.learner.budget_left_frac = dataclasses.replace(budget, limit=horizon).left_frac
     num_prompts = budget.prompts_within(session.rollouts.prompts_per_step)
     return dataclasses.replace(session.rollouts, prompts_per_step=num_prompts)
 
@@ -217,7 +218,8 @@ def given_metrics(session: Session) -> dict[str, Metric]:
     learner = session.state.learner
     tokens = make_tokens(given_groups(prompts, policy=session.state.policy), spec=session.stats, is_on_policy=False)
     batch = learner.make_batch(tokens, learner.make_scores(tokens, session.state.reference))
-    return {f"held_out/{name}": metric for name, metric in held_out_metrics(learner.objective, batch).items()}
+    found = held_out_metrics(learner.objective, batch)
+    return {f"held_out/{name.removeprefix('pair/')}": metric for name, metric in found.items()}
 
 
 def end_if_budget_is_spent(session: Session, metrics: Mapping[str, Metric]) -> None:

@@ -53,6 +53,7 @@ def test_help_names_every_command(help_page: tuple[Finished, float]) -> None:
             "audit",
             "calibrate",
             "chat",
+            "compare",
             "control",
             "convert-config",
             "evaluate",

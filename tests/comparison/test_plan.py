@@ -75,6 +75,18 @@ def test_tokens_end_a_run_and_not_steps(tmp_path: Path):
     assert recipe.train.num_steps * 2 * 4 > 9000  # Though every completion had a single token.
 
 
+def test_a_trial_is_the_beginning_of_the_run_that_counts(tmp_path: Path):
+    """With a schedule of its own it would not show that a rate is too high for the whole budget."""
+    plan = plan_of(recipe=load_recipe(None, ["train.decay=true"]))
+    trial, final = plan.trials()[0], plan.finals({"grpo": 1e-5, "raft": 1e-5})[0]
+    first, second = (plan.recipe_of(piece, tmp_path).model_dump() for piece in (trial, final))
+    differing = {
+        f"{section}.{key}" for section, values in first.items() for key in values if values[key] != second[section][key]
+    }
+    assert differing == {"train.max_generated_tokens", "train.num_steps", "run.name"}
+    assert first["train"]["decay_tokens"] == second["train"]["decay_tokens"] == 9000
+
+
 def test_nobody_is_stopped_early_and_no_reward_is_audited(tmp_path: Path):
     recipe = load_recipe(None, ["guard.actions={gold_regression='stop'}"])
     plan = plan_of(recipe=recipe)

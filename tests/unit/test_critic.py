@@ -238,7 +238,7 @@ def test_the_rate_rises_over_the_warm_up_and_then_stays(tiny_policy: Policy):
         critic.update(tokens, torch.zeros_like(returns), returns, tokens.completion_mask)
         rates.append(critic.optimizer.param_groups[0]["lr"])
         if update == 0:
-            assert float(critic.head.bias) == pytest.approx(0.0025, abs=1e-7)
+            assert float(critic.head.bias.detach()) == pytest.approx(0.0025, abs=1e-7)
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
 
@@ -327,7 +327,7 @@ def test_what_follows_a_cut_is_discounted_once_more_than_the_reward():
 def test_a_completion_without_tokens_has_no_credit():
     """One that could not be scored: its row is masked whole."""
     mask = torch.tensor([[False, False], [True, True]])
-    credit = ppo_credit(float64([9.0, 1.0]), None, torch.ones(2, 3, dtype=torch.float64), mask, torch.tensor([True, False]))
+    credit = ppo_credit(float64([9.0, 2.0]), None, torch.ones(2, 3, dtype=torch.float64), mask, torch.tensor([True, False]))
     assert all(not bool(grid[0].any()) and bool(grid[1].any()) for grid in credit)
 
 

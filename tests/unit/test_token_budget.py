@@ -10,6 +10,7 @@ from tests.digits import leave_out_slow_parts, train_digits
 
 from covey.monitor.run_directory import read_jsonl, read_rows
 from covey.token_budget import TokenBudget
+from covey.types import CoveyError
 
 
 def budget(num_spent: int, tokens_per_prompt: float, limit: int = 1000) -> TokenBudget:
@@ -66,6 +67,18 @@ def test_a_run_ends_within_two_percent_of_its_budget(directory: Path, algorithm:
     assert abs(generated - limit) <= 0.02 * limit
     assert recounted == generated if algorithm != "remax" else recounted < generated
     assert [event["kind"] for event in read_jsonl(run.path / "events.jsonl")].count("token_budget") == 1
+
+
+def test_the_rate_may_fall_towards_tokens_that_the_run_does_not_reach(directory: Path):
+    """So the beginning of a longer run can be tried."""
+    options = {"num_steps": 300, "decay": True, "warmup_steps": 0, "learning_rate": 1e-3}
+    whole = train_digits(directory, "whole", max_generated_tokens=1500, **options)
+    begun = train_digits(directory, "begun", max_generated_tokens=500, decay_tokens=1500, **options)
+    same = len(begun.metrics) - 1  # The last step was made to fit.
+    assert same > 2
+    assert begun.metrics[:same] == whole.metrics[:same]
+    with pytest.raises(CoveyError, match="set all three"):
+        train_digits(directory, "alone", decay_tokens=1500)
 
 
 def test_with_decay_the_rate_falls_to_nothing_as_the_budget_ends(directory: Path):

@@ -131,6 +131,8 @@ class Plan:
             ("train", "learning_rate", piece.learning_rate),
             ("train", "max_generated_tokens", piece.budget_tokens),
             ("train", "num_steps", piece.budget_tokens // per_step + 1),
+            # A trial is the beginning of the run that counts. With a schedule of its own, too high a rate would look well.
+            ("train", "decay_tokens", self.budget_tokens if train.get("decay") else 0),
             ("run", "seed", piece.seed),
             ("run", "name", piece.name),
             ("run", "directory", str(directory / "runs")),

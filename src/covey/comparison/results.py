@@ -23,10 +23,10 @@ TRAINING_PHASES = ("rollout_s", "reward_s", "scoring_s", "update_s", "load_weigh
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return a hash of everything that determines a run's numbers; where it lies does not."""
-    values = recipe.model_dump(mode="json")
+    """Return a hash of everything that determines a run's numbers; where it lies does not, nor what is left at its default."""
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
     for key in ("name", "directory"):
-        values["run"].pop(key)
+        values.get("run", {}).pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from covey.compare.verdicts import ALPHA, signed_points
 from covey.report.compare_figures import (
-    BASE,
     MEMORY_PARTS,
     TRAINING_PHASES,
     Figure,
@@ -54,6 +53,8 @@ class Table:
     kind: ClassVar[str] = "table"
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    has_prose: bool = False
+    """Whether lines may break within a cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +100,8 @@ def report_of(summary: Json, *, name: str) -> Report:
     """Return the report of a comparison's `summary.json`; every number of it may be null."""
     figures = {figure.name: figure for figure in figures_of(summary)}
 
-    def pictures(start: str) -> list[Block]:
-        own = tuple(figure for name, figure in figures.items() if name.startswith(start))
+    def pictures(*starts: str) -> list[Block]:
+        own = tuple(figure for name, figure in figures.items() if name.startswith(starts))
         return [Pictures(figures=own)] if own else []
 
     headline, tone, lead = answer(summary)
@@ -109,7 +110,7 @@ def report_of(summary: Json, *, name: str) -> Report:
         "On the way": pictures("curve") or [Text(text="No arm was evaluated twice.")],
         "All verdicts": verdict_blocks(summary),
         "At equal time": equal_time_blocks(summary),
-        "What it costs": [*critic_blocks(summary), *pictures("memory"), *pictures("seconds"), *cost_blocks(summary)],
+        "What it costs": [*critic_blocks(summary), *pictures("memory", "seconds"), *cost_blocks(summary)],
         "Learning rates": [*pictures("learning-rates"), *trial_blocks(summary)],
         "How to repeat it": repeat_blocks(summary),
     }
@@ -118,7 +119,7 @@ def report_of(summary: Json, *, name: str) -> Report:
 
 
 def answer(summary: Json) -> tuple[str, str, tuple[str, ...]]:
-    """Return the headline, its tone, and what is said below it: the primary contrast, what could be found, who beats the base."""
+    """Return the headline, its tone, and what is said below: the primary contrast, what could be found, who beats the base."""
     claims = tuple(summary.get("claims") or ())
     resolution = summary.get("resolution") or ""
     found = next((row for row in verdicts_at(summary, primary_key(summary)) if row.get("is_primary")), None)
@@ -133,7 +134,9 @@ def answer(summary: Json) -> tuple[str, str, tuple[str, ...]]:
     headline = f"{heads.get(str(outcome), f'Inconclusive whether {arm} is better than {reference}')}: {_gain(found)} of gold"
     said = [found.get("sentence") or ""]
     if outcome == "inconclusive":
-        said.append("Inconclusive is a normal answer: these runs cannot tell the two apart. It does not say that they are equal.")
+        said.append(
+            "Inconclusive is a normal answer: these runs cannot tell the two apart. It does not say that they are equal."
+        )
     return headline, _TONES.get(str(outcome), ""), tuple(text for text in (*said, resolution, *claims) if text)
 
 
@@ -149,24 +152,24 @@ def score_blocks(summary: Json) -> list[Block]:
     """Return the table of arms, and that of seeds."""
     arms, main = in_order(summary["arms"]), primary_key(summary)
     keys = list(dict.fromkeys(key for arm in arms for key in arm.get("scores") or {} if key != main))
-    header = ("arm", "algorithm", "rate", "gold %", "proxy %", "proxy - gold", "gain over base, points", *map(_place, keys))
+    header = ("arm", "algorithm", "gold %", "proxy %", "proxy - gold", "gain over base", *(key.replace("/", ", ") for key in keys))
     rows = []
     for arm in arms:
         gold, proxy = number_at(arm, "scores", main, "mean"), number_at(arm, "proxy", main, "mean")
         gap = NOTHING if gold is None or proxy is None else signed_points(proxy - gold)
-        algorithm = ", ".join(str(arm[key]) for key in ("title", "paper") if arm.get(key))
-        rate = _plain(number_at(arm, "learning_rate"))
         gain = _gain(arm.get("gain_over_base") or {}, unit="")
         others = (_share(arm, "scores", key) for key in keys)
         shares = (_share(arm, "scores", main), _share(arm, "proxy", main))
-        rows.append((arm["name"], algorithm or NOTHING, rate, *shares, gap, gain, *others))
+        rows.append((arm["name"], arm.get("title") or NOTHING, *shares, gap, gain, *others))
     oracle = number_at(summary, "oracle", main)
-    notes = [f"In brackets: {_CONFIDENCE} intervals over seeds and questions. Gains are paired by question."]
+    notes = [f"In brackets: {_CONFIDENCE} intervals over seeds and questions. Gaps and gains are in points of 100; gains are paired by question."]
     if oracle is not None:
-        notes.append(f"Somebody who could tell right from wrong would find a right answer among the n for {100 * oracle:.1f} %.")
+        notes.append(
+            f"Somebody who could tell right from wrong would find a right answer among the n for {100 * oracle:.1f} %."
+        )
     blocks: list[Block] = [Table(header=header, rows=tuple(rows)), Text(text=" ".join(notes))]
     by_seed = {arm["name"]: dict(gold_by_seed(arm, main)) for arm in arms if arm.get("trained")}
-    seeds = sorted({seed for golds in by_seed.values() for seed in golds}, key=str)
+    seeds = list(dict.fromkeys(seed for golds in by_seed.values() for seed in golds))
     cells = tuple((name, *(_percent(golds.get(seed)) for seed in seeds)) for name, golds in by_seed.items())
     if seeds:
         blocks.append(Table(header=("gold % by seed", *map(str, seeds)), rows=cells))
@@ -193,7 +196,9 @@ def verdict_blocks(summary: Json) -> list[Block]:
 def equal_time_blocks(summary: Json) -> list[Block]:
     """Return what each arm had reached when the fastest one was done."""
     found = summary.get("equal_time") or {}
-    rows = tuple((row["arm"], *(_percent(number_at(row, end)) for end in ("mean", "low", "high"))) for row in found.get("rows") or ())
+    rows = tuple(
+        (row["arm"], *(_percent(number_at(row, end)) for end in ("mean", "low", "high"))) for row in found.get("rows") or ()
+    )
     seconds, note = number_at(found, "seconds"), found.get("note") or ""
     when = "" if seconds is None else f"After {seconds:.0f} s of training, when the fastest arm was done: "
     said: list[Block] = [Text(text=when + note)] if when or note else []
@@ -239,7 +244,8 @@ def cost_blocks(summary: Json) -> list[Block]:
         "updates": ("num_updates",),
     }
     rows = [
-        (arm["name"], *(_counted(number_at(arm, "costs", *path)) for path in counts.values()), _off_budget(arm)) for arm in trained
+        (arm["name"], *(_counted(number_at(arm, "costs", *path)) for path in counts.values()), _off_budget(arm))
+        for arm in trained
     ]
     memory = [
         (arm["name"], *(_gigabytes(arm, "memory_bytes", part) for part in MEMORY_PARTS), _gigabytes(arm, "peak_rss_bytes"))
@@ -286,13 +292,20 @@ def repeat_blocks(summary: Json) -> list[Block]:
     command = summary.get("command") or "covey compare"
     machine, versions = summary.get("machine") or {}, summary.get("versions") or {}
     facts = {key: value for key, value in plan.items() if key not in ("recipe", "arms")}
-    arms = [(arm["name"], " ".join(arm.get("overrides") or ()), " ".join(map(str, arm.get("seeds") or ()))) for arm in plan.get("arms") or ()]
-    rows = [(f"{group}{key}", _said(value)) for group, values in (("", facts), ("machine: ", machine), ("version: ", versions)) for key, value in values.items()]
+    arms = [
+        (arm["name"], " ".join(arm.get("overrides") or ()), " ".join(map(str, arm.get("seeds") or ())))
+        for arm in plan.get("arms") or ()
+    ]
+    rows = [
+        (f"{group}{key}", _said(value))
+        for group, values in (("", facts), ("machine: ", machine), ("version: ", versions))
+        for key, value in values.items()
+    ]
     blocks: list[Block] = [Code(title="Command", text=command if isinstance(command, str) else shlex.join(map(str, command)))]
     if arms:
         cells = tuple(tuple(cell or NOTHING for cell in row) for row in arms)
-        blocks.append(Table(header=("arm", "changes to the recipe", "seeds"), rows=cells))
-    blocks.append(Table(header=("", "value"), rows=tuple(rows)))
+        blocks.append(Table(header=("arm", "changes to the recipe", "seeds"), rows=cells, has_prose=True))
+    blocks.append(Table(header=("", "value"), rows=tuple(rows), has_prose=True))
     if plan.get("recipe"):
         blocks.append(Code(title="Recipe that all arms share", text=json.dumps(plan["recipe"], indent=1), is_folded=True))
     return [*blocks, Items(title="What the numbers do not cover", items=tuple(not_covered(summary)))]
@@ -303,7 +316,9 @@ def not_covered(summary: Json) -> Iterator[str]:
     plan = summary.get("plan") or {}
     yield "Other tasks, models and budgets: the intervals are over training seeds and questions of this task."
     rates = plan.get("learning_rates") or ()
-    tuned = f"one of {len(rates)} learning rates, chosen by one seed" if len(rates) > 1 else "nothing, not even the learning rate"
+    tuned = (
+        f"one of {len(rates)} learning rates, chosen by one seed" if len(rates) > 1 else "nothing, not even the learning rate"
+    )
     yield f"Better settings of an arm: tuned was {tuned}."
     single = [arm["name"] for arm in summary["arms"] if arm.get("trained") and len(arm.get("seeds") or ()) == 1]
     if single:
@@ -328,9 +343,8 @@ def _block_lines(block: Block) -> Iterator[str]:
         yield f"### {escaped(block.title)}"
         yield "\n".join(f"- {escaped(item)}" for item in block.items)
     elif isinstance(block, Table):
-        lines = [block.header, ["---"] * len(block.header), *block.rows]
-        rows = [[cell if line is lines[1] else escaped(cell) for cell in line] for line in lines]
-        yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        header, *rows = ([escaped(cell) for cell in cells] for cells in (block.header, *block.rows))
+        yield "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
     elif isinstance(block, Code):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
         yield f"### {escaped(block.title)}"

@@ -8,6 +8,7 @@ from typing import Any
 from covey.tasks import arithmetic, comparison, countdown, format_following, letters, sorting, word_problems
 from covey.tasks.base import PARTS, Task
 from covey.tasks.files import files_task
+from covey.tasks.given import demonstrations_task, preferences_task
 from covey.tasks.reasoning_gym import reasoning_gym_task
 from covey.types import CoveyError
 
@@ -35,6 +36,8 @@ TASK_LEVELS: dict[str, tuple[str, ...]] = {
 SOURCES: dict[str, Callable[[Mapping[str, Any]], Task]] = {
     "files": files_task,
     "reasoning_gym": reasoning_gym_task,
+    "preferences": preferences_task,
+    "demonstrations": demonstrations_task,
 }
 """(options) -> task: questions from elsewhere. Difficulty is a matter of the data; there are no levels."""
 
@@ -48,6 +51,8 @@ SUMMARIES: dict[str, str] = {
     "letters": "a letter of a made-up word, how often it occurs, a word backwards",
     "files": "your own questions: JSONL, JSON, Parquet or a data set of the Hugging Face hub",
     "reasoning_gym": "the generators of the package reasoning-gym, judged by exact match",
+    "preferences": "your own pairs, JSONL with prompt, chosen and rejected: for the rows dpo and ipo",
+    "demonstrations": "your own demonstrations, JSONL with prompt and completion: for the row sft",
 }
 
 DEFAULT_LEVEL = "easy"
