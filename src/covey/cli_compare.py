@@ -74,6 +74,8 @@ def compare(
     tell = (lambda message: None) if quiet or as_json else say
     for line in [f"comparison: {place}", *plan_lines(plan)]:
         tell(line)
+    if dry_run and as_json:
+        print_json({"comparison": str(place), "plan": json.loads(plan.to_json()), "lines": plan_lines(plan)})
     if dry_run:
         return
     keep_plan(plan, place)

@@ -103,7 +103,8 @@ class Critic:
         sums = torch.zeros(3, dtype=torch.float64)
         for packs in self.ranks.share(self._plan(tokens)):
             sums += self._backward(tokens, packs, old_values, returns, mask, num_tokens=num_tokens)
-        self._sum_over_ranks(sums)
+        self.ranks.sum_gradients(self.trained.parameters())
+        self.ranks.sum([sums])
         norm = float(nn.utils.clip_grad_norm_(self.trained.parameters(), self.spec.max_grad_norm))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -186,15 +187,6 @@ class Critic:
             max_tokens=self.scoring.max_tokens_per_micro_batch,
             max_shared_tokens=self.scoring.max_shared_tokens,
         )
-
-    def _sum_over_ranks(self, sums: Tensor) -> None:
-        if self.ranks.count > 1:
-            trained = [weight for weight in self.trained.parameters() if weight.requires_grad]
-            for weight in trained:
-                if weight.grad is None:  # This rank had no row.
-                    weight.grad = torch.zeros_like(weight)
-            self.ranks.sum([weight.grad for weight in trained if weight.grad is not None])
-            self.ranks.sum([sums])
 
 
 def new_critic(

@@ -84,6 +84,20 @@ class Ranks:
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add up the gradients of all ranks, in place; on a rank that had nothing to do, a parameter's missing one is 0.
+
+        Raises:
+            CoveyError: another rank ended, or did not come within the timeout.
+        """
+        if self.count == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.sum([parameter.grad for parameter in trained if parameter.grad is not None])
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag holds on any rank: for what one rank sees first, such as a signal to stop.
 

@@ -240,13 +240,8 @@ class Learner:
 
     def _sum_over_ranks(self, *grids: Tensor) -> None:
         """Add up gradients and grids of all ranks; one alone has them already."""
-        if self.ranks.count > 1:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            for parameter in trained:
-                if parameter.grad is None:  # This rank had no row.
-                    parameter.grad = torch.zeros_like(parameter)
-            self.ranks.sum([parameter.grad for parameter in trained if parameter.grad is not None])
-            self.ranks.sum(grids)
+        self.ranks.sum_gradients(self.model.parameters())
+        self.ranks.sum(grids)
 
     def _backward(self, batch: Batch, packs: Sequence[Pack], rows: Tensor, weights: Tensor) -> tuple[dict[str, Metric], Tensor]:
         scores = self._score(self.model, batch.tokens, packs, entropy_gradient=self.coefficients.entropy > 0)

@@ -14,7 +14,9 @@ OWN_KEYS = ("name", "level")
 
 
 class TaskSection(Section):
-    name: str = Field("arithmetic", description="a row of the task table, files or reasoning_gym")
+    name: str = Field(
+        "arithmetic", description="a row of the task table, or a source: files, reasoning_gym, preferences, demonstrations"
+    )
     level: str = Field("easy", description="difficulty; sources have none")
     path: str | None = Field(None, description="files: a JSONL, JSON or Parquet file, or the name of a data set on the hub")
     format: Literal["auto", "jsonl", "json", "parquet", "hub"] | None = Field(

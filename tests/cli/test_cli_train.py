@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "value": (["train", "arithmetic", "train.num_steps=0"], r"train\.num_steps=0: .*greater than or equal to 1"),
     "type": (["train", "arithmetic", "train.learning_rate=fast"], r"train\.learning_rate='fast': .*number"),
     "group size": (["train", "arithmetic", "train.group_size=1"], r"train\.group_size=1: .* at least 2 completions"),
-    "algorithm": (["train", "arithmetic", "algorithm.name=ppo"], r"algorithm\.name='ppo': no such .* one of grpo, dr_grpo"),
+    "algorithm": (["train", "arithmetic", "algorithm.name=trpo"], r"algorithm\.name='trpo': no such .* one of grpo, dr_grpo"),
     "task": (
         ["train", "arithmetic", "--model", "tiny", "task.name=chess"],
         r"task\.name='chess' is not a task; choose one of arithmetic",

@@ -171,6 +171,12 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_results_of_another_machine_may_lie_there_before_the_plan_does(tmp_path: Path):
+    (tmp_path / "results").mkdir()
+    keep_plan(plan_of(), tmp_path)
+    assert (tmp_path / PLAN).is_file()
+
+
 def test_the_plan_says_what_it_can_find_before_anything_is_measured():
     text = "\n".join(plan_lines(plan_of("grpo", "raft", num_seeds=5)))
     assert "is grpo better than raft?" in text

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from covey.api import open_run
 from covey.assembly import isolated, make_rewarder, sampling_of
 from covey.config import make_recipe
+from covey.engines.registry import ENGINES
 from covey.evaluate import EvaluationSpec, Mode, evaluate
-from covey.model_argument import open_model
+from covey.model_argument import is_run
+from covey.models.policy import load_policy
 from covey.monitor.environment import num_usable_cores
 from covey.monitor.run_directory import write_rows
 from covey.tasks.base import Part
@@ -40,7 +43,14 @@ def measure(model: str, values: dict[str, Any], wanted: list[Wanted]) -> None:
     """Write the rows of each evaluation."""
     recipe = make_recipe(values)
     torch.set_num_threads(recipe.run.num_threads or num_usable_cores())
-    policy, engine = open_model(model, say=lambda message: None)
+    section = recipe.model
+    policy = load_policy(
+        str(open_run(model).model_path) if is_run(model) else model,
+        revision=section.revision or None,
+        trust_remote_code=section.trust_remote_code,
+        compute_dtype=section.compute_dtype,
+    )
+    engine = ENGINES[recipe.engine.name](policy)
     with ExitStack() as closing:
         for each in wanted:
             task = find_task(recipe.task.name, level=each.level, options=recipe.task.options)

@@ -14,15 +14,20 @@ from covey.assembly import make_rewarder
 from covey.compare.power import resolution
 from covey.config import Recipe, make_recipe, parse_override, with_changes
 from covey.monitor.run_directory import write_text_atomic
+from covey.sections import GuardSection
 from covey.tasks.base import Task
 from covey.tasks.registry import TASK_LEVELS, find_task
 from covey.types import CoveyError
 
+MIN_QUESTIONS = 2
 BASE, BEST_OF_N, MAJORITY = "base", "best_of_n", "majority"
 UNTRAINED = (BASE, BEST_OF_N, MAJORITY)
 """Arms of the model as it is: one answer, the one of several that the reward likes best, the most frequent one."""
 
-PLAN = "compare.json"
+PLAN, RESULTS = "compare.json", "results"
+SETTLED = ("run", "model", "task", "evaluation", "guard", "checkpoint")
+"""Sections that are the same for all arms: otherwise it would be no comparison of algorithms."""
+SETTLED_KEYS = ("train.learning_rate", "train.num_steps", "train.max_generated_tokens", "reward.gold", "reward.audit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +143,7 @@ class Plan:
             ("run", "directory", str(directory / "runs")),
             ("guard", "enabled", False),
             ("guard", "actions", {}),
+            ("guard", "beta_factor", GuardSection().beta_factor),
             ("reward", "audit", False),
             ("checkpoint", "rollouts_every", 1),
             ("evaluation", "samples_per_prompt", self.samples),
@@ -164,8 +170,12 @@ def make_plan(
     Raises:
         CoveyError: naming every arm that is unknown, and every arm whose recipe would be refused.
     """
-    named = {name: (f"algorithm.name={name}",) for name in arms if name not in UNTRAINED} | dict(map(parse_arm, custom))
     refuse_unknown([name for name in arms if name not in UNTRAINED])
+    named: dict[str, tuple[str, ...]] = {name: (f"algorithm.name={name}",) for name in arms if name not in UNTRAINED}
+    for name, overrides in map(parse_arm, custom):
+        if name in named:
+            raise CoveyError(f"two arms are called {name!r}; choose another name for the one of --arm")
+        named[name] = overrides
     if not named:
         raise CoveyError("--arms names no algorithm to train; give at least one, such as grpo,raft")
     counts = {name: (seeds_of or {}).get(name, num_seeds) for name in named}
@@ -201,6 +211,12 @@ def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:
         raise CoveyError(f"--arm {text!r} is not of the form 'name: algorithm.name=grpo algorithm.beta=0.04'")
     if name.strip() in UNTRAINED or not name.strip().replace("_", "").replace("-", "").isalnum():
         raise CoveyError(f"--arm {text!r}: choose another name, of letters, digits, - and _")
+    keys = [".".join(parse_override(override)[:2]) for override in overrides]
+    if settled := [key for key in keys if key.partition(".")[0] in SETTLED or key in SETTLED_KEYS]:
+        raise CoveyError(
+            f"--arm {text!r}: {', '.join(settled)} must be the same for all arms; give it as an override of the recipe, and "
+            "rates as --learning-rates"
+        )
     return name.strip(), overrides
 
 
@@ -243,6 +259,8 @@ def check_plan(plan: Plan) -> None:
         problems.append("--learning-rates: give at least one rate above 0")
     if not 0 < plan.trial_frac <= 1:
         problems.append(f"--trial-budget-frac {plan.trial_frac}: give a share from above 0 to 1")
+    if plan.margin is not None and plan.margin <= 0:
+        problems.append(f"--margin {plan.margin}: give the smallest difference in gold that matters, above 0")
     for piece in plan.finals({arm.name: rate for arm in plan.trained for rate in plan.learning_rates[:1]}):
         if piece.seed == piece.arm.seeds[0]:
             try:
@@ -252,6 +270,12 @@ def check_plan(plan: Plan) -> None:
     levels = TASK_LEVELS.get(str(plan.recipe["task"]["name"]), ())
     known = ", ".join(levels) or "none"
     problems += [f"--harder {level}: the task has the levels {known}" for level in plan.harder if level not in levels]
+    if plan.recipe["task"]["level"] in plan.harder:
+        problems.append(f"--harder {plan.recipe['task']['level']}: that is the level that is trained on")
+    if not problems and num_questions(plan) < MIN_QUESTIONS:
+        problems.append(
+            f"{num_questions(plan)} test questions: intervals need at least {MIN_QUESTIONS}. Hold more questions out"
+        )
     if not problems and make_rewarder(make_recipe(plan.recipe), task_of(plan)).gold is None:
         problems.append("arms are compared by gold, and this recipe has no gold verifier: name one in reward.gold")
     if problems:
@@ -260,6 +284,8 @@ def check_plan(plan: Plan) -> None:
 
 def keep_plan(plan: Plan, directory: Path) -> None:
     """Write the plan of a new comparison; of one that goes on, make sure that it is the same.
+
+    Results that lie there before the plan does, such as those of another machine, are taken if they fit it.
 
     Raises:
         CoveyError: the directory holds a comparison with another plan; the message names what differs.
@@ -273,7 +299,7 @@ def keep_plan(plan: Plan, directory: Path) -> None:
                 "to go on, or another --name to begin anew"
             )
         return
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and any(entry.name != RESULTS for entry in directory.iterdir()):
         raise CoveyError(f"{directory} is not empty and holds no comparison; give another --name")
     directory.mkdir(parents=True, exist_ok=True)
     write_text_atomic(file, plan.to_json())
@@ -305,6 +331,6 @@ def plan_lines(plan: Plan) -> list[str]:
         + (f"; {num_trials} trials of {plan.trial_frac:.0%} of the budget, chosen by held-out gold" if num_trials else ""),
         f"tokens in all: {tokens}",
         f"the question, declared now: is {arm} better than {reference}?",
-        resolution(num_seeds=seeds, num_prompts=max(2, num_questions(plan))).sentence,
+        resolution(num_seeds=seeds, num_prompts=num_questions(plan)).sentence,
         "guards and audits of the runs are off: gold is measured for every arm, and nobody is stopped before the budget",
     ]

@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from covey.comparison.base_arms import base_result
-from covey.comparison.plan import BASE, Piece, Plan
+from covey.comparison.plan import BASE, RESULTS, Piece, Plan
 from covey.comparison.results import Json, collect, read_result, recipe_hash, write_result
-from covey.config import Recipe, make_recipe
+from covey.config import Recipe, load_recipe, make_recipe
 from covey.interrupts import StopRequest, stop_on_signals
 from covey.monitor.run_directory import JsonlLog, RunDirectory, read_rows, write_text_atomic
 from covey.tuning import missing_settings
@@ -41,11 +42,9 @@ class Workshop:
     say: Say
     stop: StopRequest
     keeps_models: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Of the runs that this process has finished."""
 
     def result_of(self, name: str) -> Path:
-        return self.directory / "results" / f"{name}.json"
+        return self.directory / RESULTS / f"{name}.json"
 
     def log(self, kind: str, name: str, **fields: Any) -> None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -113,15 +112,18 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
     recipe = shop.plan.recipe_of(piece, shop.directory)
     path = shop.result_of(piece.name)
     found = read_result(path, expected_hash=recipe_hash(recipe))
+    run = RunDirectory(shop.directory / "runs" / piece.name)
     if found is not None:
+        drop_weights(shop, run)  # They are still there if the process was killed when it had just written the result.
         return found
     if shop.stop.is_requested:
         raise StoppedError
-    run = RunDirectory(shop.directory / "runs" / piece.name)
     is_begun = run.recipe.is_file() and run.checkpoints.is_dir()
     shop.say(f"{'trial' if piece.is_trial else 'run'} {number} of {count}: {piece.name}{', going on' if is_begun else ''}")
     shop.log("resumed" if is_begun else "started", piece.name)
     if is_begun:
+        if recipe_hash(load_recipe(run.recipe)) != recipe_hash(recipe):
+            raise CoveyError(f"{run.path} was begun with another recipe; give the comparison another --name, or remove it")
         words = ["train", "--resume", str(run.path)]
     else:
         if run.path.exists():
@@ -131,17 +133,39 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
         write_text_atomic(recipes / f"{piece.name}.toml", recipe.to_toml())
         words = ["train", str(recipes / f"{piece.name}.toml")]
     started = time.monotonic()
-    run_covey(shop, [*words, "--quiet"], name=piece.name)
+    with keeping_peak(run):
+        run_covey(shop, [*words, "--quiet"], name=piece.name)
     levels = () if piece.is_trial else shop.plan.harder
     wanted = [(level, "test", "sampled", shop.plan.samples) for level in levels]
     tables = measure(shop, str(run.path), recipe, wanted, name=piece.name) if wanted else []
     result = collect(piece, recipe, run, dict(zip(levels, tables, strict=True)))
     write_result(path, result)
     shop.log("finished", piece.name, seconds=round(time.monotonic() - started, 1))
-    if not shop.keeps_models:
-        shutil.rmtree(run.checkpoints)
+    drop_weights(shop, run)
     shop.say(result_line(result))
     return json.loads(path.read_text())
+
+
+def drop_weights(shop: Workshop, run: RunDirectory) -> None:
+    """Delete the checkpoints of a run that is measured, unless models are kept."""
+    if not shop.keeps_models and run.checkpoints.is_dir():
+        shutil.rmtree(run.checkpoints)
+
+
+@contextmanager
+def keeping_peak(run: RunDirectory) -> Generator[None]:
+    """Keep the peak of memory of the process that reached the highest one, where a run took several.
+
+    `costs.json` is that of the last process, and one that only found the run finished has never trained.
+    """
+    before = json.loads(run.costs.read_text()) if run.costs.is_file() else None
+    try:
+        yield
+    finally:
+        now = json.loads(run.costs.read_text()) if run.costs.is_file() else None
+        if before is not None and now is not None and before["peak_rss_bytes"] > now["peak_rss_bytes"]:
+            kept = {key: before[key] for key in ("memory_bytes", "peak_rss_bytes")}
+            write_text_atomic(run.costs, json.dumps(now | kept, indent=1) + "\n")
 
 
 def result_line(result: Json) -> str:

@@ -111,8 +111,21 @@ def plan_recipe(recipe: Recipe, *, task: Task | None = None) -> Plan:
         measured=measured,
         num_threads=num_threads,
         compute_dtype=str(policy.compute_dtype).removeprefix("torch."),
-        notes=tuple(ticks.notes),
+        notes=(*ticks.notes, *beyond_the_plan(recipe)),
     )
+
+
+def beyond_the_plan(recipe: Recipe) -> list[str]:
+    """Return what the recipe's row needs or saves that the plan does not know of."""
+    spec, name = ALGORITHMS[recipe.algorithm.name], recipe.algorithm.name
+    notes = []
+    if spec.critic_credit is not None and recipe.algorithm.critic == "separate":
+        notes.append(f"not in this plan: the value model of {name!r}: weights, gradient, moments, an update like the policy's")
+    if spec.samples_from == "reference":
+        notes.append(f"not in this plan: the second engine of {name!r}, with a copy of the weights that it serves")
+    if spec.selects:
+        notes.append(f"{name!r} trains on some of a step's completions: its update takes less than is said here")
+    return notes
 
 
 def workload(

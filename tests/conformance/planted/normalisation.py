@@ -70,9 +70,9 @@ MUTATIONS = [
     Mutation(
         number=47,
         name="ranks average their gradients instead of adding them up",
-        file=LEARNER,
-        old="self.ranks.sum([parameter.grad for parameter in trained if parameter.grad is not None])",
-        new="self.ranks.sum([parameter.grad.div_(self.ranks.count) for parameter in trained if parameter.grad is not None])",
+        file="src/covey/distributed.py",
+        old="self.sum([parameter.grad for parameter in trained if parameter.grad is not None])",
+        new="self.sum([parameter.grad.div_(self.count) for parameter in trained if parameter.grad is not None])",
         tests=(f"{SUITE}test_two_ranks_have_the_gradient_of_one_though_one_has_a_token_and_the_other_fifteen",),
     ),
     Mutation(
