@@ -202,7 +202,9 @@ def curves(arms: Sequence[Json], across: Literal["tokens", "train_s"]) -> Figure
             "evaluations a straight line. Bands: from the lowest to the highest seed, no confidence interval. Dashed: the "
             "proxy, which is what is optimised."
         ),
-        x=number_axis("generated tokens", places, as_count) if is_tokens else number_axis("seconds of training", places, as_seconds),
+        x=number_axis("generated tokens", places, as_count)
+        if is_tokens
+        else number_axis("seconds of training", places, as_seconds),
         y=number_axis("score", values, as_percent),
         series=tuple(lines),
     )
@@ -290,7 +292,9 @@ def stacks(arms: Sequence[Json], cost: Literal["memory_bytes", "seconds"], parts
             if is_memory
             else "Medians over seeds. Evaluations and checkpoints are not in it."
         ),
-        x=number_axis("peak memory" if is_memory else "seconds of training", [0.0, *(each[-1] for each in ends.values())], unit),
+        x=number_axis(
+            "peak memory" if is_memory else "seconds of training", [0.0, *(each[-1] for each in ends.values())], unit
+        ),
         y=row_axis(list(costs)),
         series=tuple(series),
         num_rows=len(costs),

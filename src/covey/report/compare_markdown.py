@@ -152,17 +152,21 @@ def score_blocks(summary: Json) -> list[Block]:
     """Return the table of arms, and that of seeds."""
     arms, main = in_order(summary["arms"]), primary_key(summary)
     keys = list(dict.fromkeys(key for arm in arms for key in arm.get("scores") or {} if key != main))
-    header = ("arm", "algorithm", "gold %", "proxy %", "proxy - gold", "gain over base", *(key.replace("/", ", ") for key in keys))
+    others = [key.replace("/", ", ") for key in keys]
+    header = ("arm", "algorithm", "gold %", "proxy %", "proxy - gold", "gain over base", *others)
     rows = []
     for arm in arms:
         gold, proxy = number_at(arm, "scores", main, "mean"), number_at(arm, "proxy", main, "mean")
         gap = NOTHING if gold is None or proxy is None else signed_points(proxy - gold)
         gain = _gain(arm.get("gain_over_base") or {}, unit="")
-        others = (_share(arm, "scores", key) for key in keys)
         shares = (_share(arm, "scores", main), _share(arm, "proxy", main))
-        rows.append((arm["name"], arm.get("title") or NOTHING, *shares, gap, gain, *others))
+        elsewhere = (_share(arm, "scores", key) for key in keys)
+        rows.append((arm["name"], arm.get("title") or NOTHING, *shares, gap, gain, *elsewhere))
     oracle = number_at(summary, "oracle", main)
-    notes = [f"In brackets: {_CONFIDENCE} intervals over seeds and questions. Gaps and gains are in points of 100; gains are paired by question."]
+    notes = [
+        f"In brackets: {_CONFIDENCE} intervals over seeds and questions. Gaps and gains are points of 100, "
+        "gains paired by question."
+    ]
     if oracle is not None:
         notes.append(
             f"Somebody who could tell right from wrong would find a right answer among the n for {100 * oracle:.1f} %."
@@ -177,19 +181,20 @@ def score_blocks(summary: Json) -> list[Block]:
 
 
 def verdict_blocks(summary: Json) -> list[Block]:
-    """Return the verdicts as sentences: the primary one first, the others of the same questions, then other questions."""
+    """Return the verdicts as sentences: the primary one first, then the others of its questions, then other questions."""
     keys = dict.fromkeys([primary_key(summary), *(summary.get("verdicts") or {})])
     blocks: list[Block] = [
         Text(
-            text="The first of each list was declared before the first run and is tested alone. The others share one alpha by "
-            "Holm's method, each list for itself: the chance of one wrong verdict among them stays below it."
+            text="The first sentence is of the contrast that was declared before the first run, and is tested alone; "
+            "the others of its list share one alpha by Holm's method. The same contrasts on other questions are treated alike, "
+            "list by list: with several lists there are more chances of one wrong verdict, so read those as supplements."
         )
     ]
     for key in keys:
         rows = sorted(verdicts_at(summary, key), key=lambda row: not row.get("is_primary"))
         said = tuple(row.get("sentence") or f"{row['arm']} against {row['reference']}: not measured" for row in rows)
         if said:
-            blocks.append(Items(title=_capital(_place(key)), items=said, is_loud=bool(rows[0].get("is_primary"))))
+            blocks.append(Items(title=_capital(_place(key)), items=said, is_loud=key == primary_key(summary)))
     return blocks if len(blocks) > 1 else [Text(text="There is no verdict yet.")]
 
 
@@ -292,10 +297,8 @@ def repeat_blocks(summary: Json) -> list[Block]:
     command = summary.get("command") or "covey compare"
     machine, versions = summary.get("machine") or {}, summary.get("versions") or {}
     facts = {key: value for key, value in plan.items() if key not in ("recipe", "arms")}
-    arms = [
-        (arm["name"], " ".join(arm.get("overrides") or ()), " ".join(map(str, arm.get("seeds") or ())))
-        for arm in plan.get("arms") or ()
-    ]
+    changes = {arm["name"]: " ".join(arm.get("overrides") or ()) for arm in plan.get("arms") or ()}
+    arms = tuple(_settings(arm, changes.get(arm["name"], "")) for arm in in_order(summary["arms"]))
     rows = [
         (f"{group}{key}", _said(value))
         for group, values in (("", facts), ("machine: ", machine), ("version: ", versions))
@@ -303,12 +306,23 @@ def repeat_blocks(summary: Json) -> list[Block]:
     ]
     blocks: list[Block] = [Code(title="Command", text=command if isinstance(command, str) else shlex.join(map(str, command)))]
     if arms:
-        cells = tuple(tuple(cell or NOTHING for cell in row) for row in arms)
-        blocks.append(Table(header=("arm", "changes to the recipe", "seeds"), rows=cells, has_prose=True))
+        header = ("arm", "changes to the recipe", "seeds", "learning rate", "paper")
+        blocks.append(Table(header=header, rows=arms, has_prose=True))
     blocks.append(Table(header=("", "value"), rows=tuple(rows), has_prose=True))
     if plan.get("recipe"):
         blocks.append(Code(title="Recipe that all arms share", text=json.dumps(plan["recipe"], indent=1), is_folded=True))
     return [*blocks, Items(title="What the numbers do not cover", items=tuple(not_covered(summary)))]
+
+
+def _settings(arm: Json, changes: str) -> tuple[str, ...]:
+    seeds = " ".join(map(str, arm.get("seeds") or ()))
+    return (
+        arm["name"],
+        changes or NOTHING,
+        seeds or NOTHING,
+        _plain(number_at(arm, "learning_rate")),
+        arm.get("paper") or NOTHING,
+    )
 
 
 def not_covered(summary: Json) -> Iterator[str]:

@@ -38,8 +38,9 @@ _STYLE = """
 .verdicts.loud li:first-child { font-weight: 600; }
 .lead + .lead { margin-top: 6px; } h3 { margin-top: 14px; } .grid h3 { margin-top: 0; }
 .grid { grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); } .grid article { max-width: 760px; }
-.scroll { margin: 10px 0 14px; } .scroll td, .scroll th { white-space: nowrap; }
-.prose td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
+.scroll { margin: 10px 0 14px; } .scroll td, .scroll th { white-space: nowrap; } .scroll table { min-width: 0; }
+.scroll :is(td, th):first-child { position: sticky; left: 0; background: var(--card); }
+.prose :is(td, th) { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 .saves { display: inline-flex; gap: 6px; flex: none; }
 .saves button { font: inherit; font-size: .75rem; padding: 2px 9px; border: 1px solid var(--rule); border-radius: 6px;
   background: none; color: var(--soft); cursor: pointer; }
