@@ -44,12 +44,12 @@ def compare(
 ) -> None:
     """Compare algorithms at an equal budget of generated tokens. Given again, the command goes on where it was stopped."""
     from covey.api import find_recipe
-    from covey.comparison.plan import keep_plan, make_plan, plan_lines
-    from covey.comparison.runs import StoppedError, run_comparison
-    from covey.comparison.summary import summarise
+    from covey.compare_runs.plan import keep_plan, make_plan, plan_lines
+    from covey.compare_runs.runs import StoppedError, run_comparison
+    from covey.compare_runs.summary import summarise
     from covey.config import load_recipe
     from covey.monitor.run_directory import write_text_atomic
-    from covey.report.compare_page import write_comparison
+    from covey.report.compare.page import write_comparison
 
     recipes, overrides = split_arguments(arguments or [])
     if len(recipes) > 1:

@@ -14,32 +14,24 @@ from typing import Any
 import pytest
 
 from covey.report.charts import BLUE, INK, ORANGE
-from covey.report.compare_figures import (
+from covey.report.compare.axes import number_axis
+from covey.report.compare.blocks import Items, Report, Table
+from covey.report.compare.content import answer, equal_time_blocks, report_of, score_blocks, verdict_blocks
+from covey.report.compare.costs import critic_sentences, trial_blocks
+from covey.report.compare.figures import (
     DARK_COLOURS,
     arm_marks,
     curves,
     figures_of,
     forest,
     mean_over_seeds,
-    number_axis,
     rates,
     stacks,
 )
-from covey.report.compare_markdown import (
-    Items,
-    Report,
-    Table,
-    answer,
-    critic_sentences,
-    equal_time_blocks,
-    escaped,
-    markdown,
-    report_of,
-    score_blocks,
-    trial_blocks,
-    verdict_blocks,
-)
-from covey.report.compare_page import OUTLINES, comparison_html, plotly_figure, svg, write_comparison
+from covey.report.compare.markdown import escaped, markdown
+from covey.report.compare.page import comparison_html, write_comparison
+from covey.report.compare.plotly_figures import plotly_figure
+from covey.report.compare.svg import OUTLINES, svg
 from covey.types import CoveyError
 
 KEYS = ("test/sampled", "test/greedy", "hard/sampled")
@@ -581,6 +573,6 @@ def test_a_bar_needs_a_number_and_not_a_zero() -> None:
 
 
 def test_the_report_imports_no_torch() -> None:
-    code = "import sys, covey.report.compare_page; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, covey.report.compare.page; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from covey.comparison.base_arms import base_result
-from covey.comparison.plan import BASE, RESULTS, Piece, Plan
-from covey.comparison.results import Json, collect, read_result, recipe_hash, write_result
+from covey.compare_runs.base_arms import base_result
+from covey.compare_runs.plan import BASE, RESULTS, Piece, Plan
+from covey.compare_runs.results import Json, collect, read_result, recipe_hash, write_result
 from covey.config import Recipe, load_recipe, make_recipe
 from covey.interrupts import StopRequest, stop_on_signals
 from covey.monitor.run_directory import JsonlLog, RunDirectory, read_rows, write_text_atomic
@@ -193,7 +193,7 @@ def measure(
     ]
     request = folder / "request.json"
     write_text_atomic(request, json.dumps({"model": model, "recipe": recipe.model_dump(mode="json"), "wanted": asked}))
-    run_process(shop, [sys.executable, "-m", "covey.comparison.measure", str(request)], name=f"{name}-measure")
+    run_process(shop, [sys.executable, "-m", "covey.compare_runs.measure", str(request)], name=f"{name}-measure")
     return [read_rows(file) for file in files]
 
 

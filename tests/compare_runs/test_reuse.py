@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.comparison.test_plan import plan_of
+from tests.compare_runs.test_plan import plan_of
 from typer.testing import CliRunner
 
 from covey.cli import app
-from covey.comparison.results import recipe_hash, write_result
-from covey.comparison.runs import run_comparison
+from covey.compare_runs.results import recipe_hash, write_result
+from covey.compare_runs.runs import run_comparison
 from covey.config import make_recipe
 from covey.types import CoveyError
 

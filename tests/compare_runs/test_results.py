@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.comparison.test_plan import plan_of
+from tests.compare_runs.test_plan import plan_of
 
-from covey.comparison.results import collect, read_result, recipe_hash, recounted_tokens, write_result
+from covey.compare_runs.results import collect, read_result, recipe_hash, recounted_tokens, write_result
 from covey.config import Recipe, load_recipe
 from covey.monitor.run_directory import RunDirectory, read_jsonl, write_rows
 from covey.types import CoveyError

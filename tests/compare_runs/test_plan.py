@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from covey.comparison.plan import BASE, PLAN, Plan, keep_plan, make_plan, parse_arm, plan_lines
+from covey.compare_runs.plan import BASE, PLAN, Plan, keep_plan, make_plan, parse_arm, plan_lines
 from covey.config import Recipe, load_recipe
 from covey.types import CoveyError
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.comparison.test_plan import plan_of
+from tests.compare_runs.test_plan import plan_of
 from typer.testing import CliRunner
 
 from covey.cli import app
-from covey.comparison.runs import Workshop, finished, keeping_peak
+from covey.compare_runs.runs import Workshop, finished, keeping_peak
 from covey.config import load_recipe
 from covey.interrupts import StopRequest
 from covey.monitor.run_directory import RunDirectory, write_text_atomic

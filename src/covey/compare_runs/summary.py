@@ -17,8 +17,8 @@ from covey.algos.registry import ALGORITHMS
 from covey.compare.power import resolution
 from covey.compare.statistics import ArmScores, Estimate, difference, estimate
 from covey.compare.verdicts import Contrast, Verdict, verdicts
-from covey.comparison.base_arms import CHOOSE, ORACLE
-from covey.comparison.plan import BASE, BEST_OF_N, MAJORITY, Arm, Plan
+from covey.compare_runs.base_arms import CHOOSE, ORACLE
+from covey.compare_runs.plan import BASE, BEST_OF_N, MAJORITY, Arm, Plan
 from covey.description import command_line
 from covey.monitor.environment import describe_machine, describe_versions
 from covey.stats import Interval

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.algos.registry import ALGORITHMS
-from covey.comparison.plan import Piece
+from covey.compare_runs.plan import Piece
 from covey.config import Recipe
 from covey.evaluate import MODES, prompt_means
 from covey.monitor.run_directory import RunDirectory, read_jsonl, read_rows, write_text_atomic

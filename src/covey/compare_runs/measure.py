@@ -1,4 +1,4 @@
-"""A process that measures one model on held-out questions of some levels: `python -m covey.comparison.measure REQUEST.json`.
+"""A process that measures one model on held-out questions of some levels: `python -m covey.compare_runs.measure REQUEST.json`.
 
 A process of its own, so that its memory is not an arm's, and so that a model that was trained is measured from what is on the
 disk. The request names the model, the recipe and what is wanted; each answer is a Parquet file with a row for a completion.

@@ -7,12 +7,12 @@ import random
 from typing import Any
 
 import pytest
-from tests.comparison.test_plan import plan_of
+from tests.compare_runs.test_plan import plan_of
 
-from covey.comparison.base_arms import base_result, selections
-from covey.comparison.plan import Plan
-from covey.comparison.runs import chosen_rates, trial_gold
-from covey.comparison.summary import PRIMARY_KEY, claims, gold_at, summarise
+from covey.compare_runs.base_arms import base_result, selections
+from covey.compare_runs.plan import Plan
+from covey.compare_runs.runs import chosen_rates, trial_gold
+from covey.compare_runs.summary import PRIMARY_KEY, claims, gold_at, summarise
 from covey.config import load_recipe
 
 PROMPTS = [f"q{number}" for number in range(60)]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from covey.compare.selection import majority_of, oracle_best_of, proxy_best_of
-from covey.comparison.plan import BASE, BEST_OF_N, MAJORITY
+from covey.compare_runs.plan import BASE, BEST_OF_N, MAJORITY
 from covey.evaluate import prompt_means
 
 Json = dict[str, Any]

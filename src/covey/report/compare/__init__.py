@@ -1,0 +1,1 @@
+"""The report of a comparison: what it shows and says, and as what."""
