@@ -83,8 +83,8 @@ def stats_spec(recipe: Recipe, reward: Reward) -> StatsSpec:
     )
 
 
-def rollout_spec(recipe: Recipe, reward: Reward) -> RolloutSpec:
-    """Return how the groups of a step are sampled."""
+def rollout_spec(recipe: Recipe, reward: Reward, *, is_given: bool = False) -> RolloutSpec:
+    """Return how the groups of a step are sampled, or that the task brings them along."""
     counts, has_signal = group_tests(recipe, reward)
     return RolloutSpec(
         sampling=sampling_of(recipe),
@@ -95,6 +95,7 @@ def rollout_spec(recipe: Recipe, reward: Reward) -> RolloutSpec:
         has_signal=has_signal,
         needs_baseline=ALGORITHMS[recipe.algorithm.name].needs_baseline,
         seed=recipe.run.seed,
+        is_given=is_given,
     )
 
 
@@ -133,7 +134,7 @@ def make_rewarder(recipe: Recipe, task: Task) -> Rewarder:
             tie_break=section.tie_break,
             rows=RECIPE_REWARDS,
         )
-    if proxy.name == NO_VERIFIER and not any(prompt.given for prompt in task.train):
+    if proxy.name == NO_VERIFIER and not task.brings_completions:
         raise CoveyError(f"task.verifier={NO_VERIFIER!r} with no reward.name: nothing says what is optimised. Set one of them")
     gold = None if section.gold == "none" else named_gold(section) if section.gold else task.gold
     return Rewarder(proxy=proxy, gold=gold)

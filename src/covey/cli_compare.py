@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from covey.cli_common import EXIT_STOPPED, AsJson, Quiet, print_json, say, split_arguments
 from covey.types import CoveyError
+
+if TYPE_CHECKING:
+    from covey.compare_runs.plan import Plan
 
 
 def compare(
@@ -44,17 +48,11 @@ def compare(
 ) -> None:
     """Compare algorithms at an equal budget of generated tokens. Given again, the command goes on where it was stopped."""
     from covey.api import find_recipe
-    from covey.compare_runs.plan import keep_plan, make_plan, plan_lines
-    from covey.compare_runs.runs import StoppedError, run_comparison
-    from covey.compare_runs.summary import summarise
+    from covey.compare_runs.plan import make_plan, plan_lines
     from covey.config import load_recipe
-    from covey.monitor.run_directory import write_text_atomic
-    from covey.report.compare.page import write_comparison
 
-    recipes, overrides = split_arguments(arguments or [])
-    if len(recipes) > 1:
-        raise CoveyError(f"{', '.join(recipes)}: one recipe at a time. Overrides look like train.group_size=16")
-    recipe = load_recipe(find_recipe(recipes[0] if recipes else None), overrides)
+    given, overrides = one_recipe(arguments)
+    recipe = load_recipe(find_recipe(given), overrides)
     plan = make_plan(
         recipe,
         arms=names_in(arms),
@@ -70,14 +68,24 @@ def compare(
         samples=samples,
         harder=tuple(names_in(harder)),
     )
-    place = directory / (name or (Path(recipes[0]).stem if recipes else "comparison"))
+    place = directory / (name or Path(given or "comparison").stem)
     tell = (lambda message: None) if quiet or as_json else say
     for line in [f"comparison: {place}", *plan_lines(plan)]:
         tell(line)
-    if dry_run and as_json:
+    if not dry_run:
+        carry_out(plan, place, tell=tell, keep_models=keep_models, as_json=as_json)
+    elif as_json:
         print_json({"comparison": str(place), "plan": json.loads(plan.to_json()), "lines": plan_lines(plan)})
-    if dry_run:
-        return
+
+
+def carry_out(plan: Plan, place: Path, *, tell: Callable[[str], None], keep_models: bool, as_json: bool) -> None:
+    """Do what is left of the plan, write summary and report, and print the verdicts."""
+    from covey.compare_runs.plan import keep_plan
+    from covey.compare_runs.runs import StoppedError, run_comparison
+    from covey.compare_runs.summary import summarise
+    from covey.monitor.run_directory import write_text_atomic
+    from covey.report.compare.page import write_comparison
+
     keep_plan(plan, place)
     try:
         results = run_comparison(plan, place, say=tell, keeps_models=keep_models)
@@ -92,6 +100,18 @@ def compare(
         print_json({"comparison": str(place), "report": str(report), "verdicts": found, "claims": summary["claims"]})
     else:
         typer.echo("\n".join([*(verdict["sentence"] for verdict in found), *summary["claims"], f"report: {report}"]))
+
+
+def one_recipe(arguments: list[str] | None) -> tuple[str | None, list[str]]:
+    """Return the recipe, None for the defaults, and the overrides.
+
+    Raises:
+        CoveyError: there are several recipes.
+    """
+    recipes, overrides = split_arguments(arguments or [])
+    if len(recipes) > 1:
+        raise CoveyError(f"{', '.join(recipes)}: one recipe at a time. Overrides look like train.group_size=16")
+    return (recipes[0] if recipes else None), overrides
 
 
 def names_in(text: str) -> list[str]:

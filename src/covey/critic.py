@@ -57,7 +57,9 @@ class Critic:
         self.scoring = scoring
         self.ranks = ranks
         self.dtype = torch.promote_types(trunk.dtype, torch.float32)
-        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1, dtype=self.dtype, device=trunk.device)
+        # Built without its usual random numbers, which would move the process's random state.
+        size = trunk.config.get_text_config().hidden_size
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, size, 1, dtype=self.dtype, device=trunk.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.trained = nn.ModuleDict({"trunk": trunk, "head": self.head} if trains_trunk else {"head": self.head})
@@ -74,7 +76,10 @@ class Critic:
     def num_bytes(self) -> int:
         """Of its weights with gradient and moments and, where products are in bfloat16, their rounded copy."""
         rounded = self.scoring.compute_dtype.itemsize if self.scoring.compute_dtype.itemsize < self.dtype.itemsize else 0
-        return sum(weight.numel() * (4 * weight.element_size() + rounded) for weight in self.trained.parameters())
+        trained = [weight for weight in self.trained.parameters() if weight.requires_grad]
+        num_trained = sum(weight.numel() for weight in trained)
+        # An output head of its own is only held: nothing reads it.
+        return self.num_parameters * (self.dtype.itemsize + rounded) + 3 * num_trained * self.dtype.itemsize
 
     def values(self, tokens: Tokens) -> Float[Tensor, "B T_plus_1"]:
         """Return the value before each token and, in the column behind a completion's last token, after it; 0 elsewhere."""
@@ -211,10 +216,18 @@ def new_critic(
     return Critic(trunk, spec, scoring, trains_trunk=True, ranks=ranks)
 
 
-def explained_variance(values: Float[Tensor, "L"], returns: Float[Tensor, "L"]) -> float:
-    """Return 1 - Var(R - V) / Var(R); 0 where all returns are equal."""
-    spread = float(returns.double().var(correction=0)) if returns.numel() else 0.0
-    return 1 - float((returns.double() - values.double()).var(correction=0)) / spread if spread else 0.0
+def explained_variance(values: Float[Tensor, "L"], returns: Float[Tensor, "L"], *, min_spread: float = 1e-5) -> float:
+    """Return 1 - Var(R - V) / Var(R); 0 where returns are equal, to within `min_spread` of the largest return or value.
+
+    GAE adds values up and takes them off again: returns that are equal on paper differ in their last bits.
+    """
+    targets = returns.double()
+    if not targets.numel():
+        return 0.0
+    scale = float(torch.maximum(targets.abs(), values.double().abs()).max())
+    if float(targets.max() - targets.min()) <= min_spread * scale:
+        return 0.0
+    return 1 - float((targets - values.double()).var(correction=0) / targets.var(correction=0))
 
 
 def _with_one_more_token(tokens: Tokens) -> Tokens:

@@ -32,6 +32,17 @@ def refuse_different_ranks(recipe: Recipe, task: Task, policy: Policy, ranks: Ra
             )
 
 
+def refuse_unusable_task(recipe: Recipe, task: Task, rewarder: Rewarder) -> None:
+    """Raise unless the task is sound, has the columns that rewards ask for, and suits the recipe's row.
+
+    Raises:
+        CoveyError: naming the first question, column or row that is wrong.
+    """
+    task.check()
+    refuse_columns_without_data(rewarder, task)
+    refuse_foreign_completions(recipe, task)
+
+
 def refuse_columns_without_data(rewarder: Rewarder, task: Task) -> None:
     """Raise if a reward asks for a column of the data that some question does not have.
 
@@ -50,7 +61,7 @@ def refuse_foreign_completions(recipe: Recipe, task: Task) -> None:
     Raises:
         CoveyError: naming the rows that learn from given completions.
     """
-    if not any(prompt.given for prompt in task.train):
+    if not task.brings_completions:
         return
     rows = [name for name, spec in ALGORITHMS.items() if spec.samples_from == "reference"]
     if recipe.algorithm.name not in rows:

@@ -48,10 +48,9 @@ from covey.monitor.sinks import SinkSet, open_sinks
 from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
 from covey.recorder import Recorder
 from covey.refusals import (
-    refuse_columns_without_data,
     refuse_different_ranks,
-    refuse_foreign_completions,
     refuse_long_prompts,
+    refuse_unusable_task,
 )
 from covey.rewards.base import Rewarder
 from covey.rollout import RolloutSpec
@@ -116,10 +115,8 @@ def open_session(
         libraries_bytes = resident_bytes()
         torch.set_num_threads(recipe.run.num_threads or max(1, num_usable_cores() // ranks.num_local))
         task = open_task(recipe, console) if task is None else task
-        task.check()
         plain_rewarder = rewarder or make_rewarder(recipe, task)
-        refuse_columns_without_data(plain_rewarder, task)
-        refuse_foreign_completions(recipe, task)
+        refuse_unusable_task(recipe, task, plain_rewarder)
         log = run.reward_output if ranks.is_main else None
         rewarder = with_length_penalty(isolated(plain_rewarder, recipe, closing, log=log), recipe)
         policy = open_policy(recipe, task, console)
@@ -127,24 +124,13 @@ def open_session(
         warn_of_small_micro_batches(recipe, num_tokens, console)
         state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
         refuse_different_ranks(recipe, task, policy, ranks)
-        is_given = any(prompt.given for prompt in task.train)
-        if is_given:
-            refuse_unfit_completions(
-                task.train,
-                policy=policy,
-                group_size=recipe.train.group_size,
-                max_new_tokens=recipe.sampling.max_new_tokens,
-            )
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
         write_description(own_run, recipe, facts)
         warn_of_other_numbers(own_run, console, ranks)
         go_on_from(checkpoint, state, own_run, ranks)
-        guard = guard_of(recipe, run)
-        engine = open_engine(recipe, policy, console)
-        closing.callback(engine.close)
-        sampler = engine if is_given else open_sampler(recipe, state, engine, console, closing)
+        engine, sampler = open_engines(recipe, task, state, console, closing)
         recorder = open_recorder(recipe, own_run, console, ranks)
         closing.callback(recorder.sinks.close)
         for message in passed_over:
@@ -157,10 +143,10 @@ def open_session(
             sampler=sampler,
             rewarder=rewarder,
             success=success_range(plain_rewarder.proxy),
-            rollouts=dataclasses.replace(rollout_spec(recipe, rewarder.proxy), is_given=is_given),
+            rollouts=rollout_spec(recipe, rewarder.proxy, is_given=task.brings_completions),
             stats=stats_spec(recipe, rewarder.proxy),
             evaluation=evaluation_spec(recipe),
-            guard=guard,
+            guard=guard_of(recipe, run),
             run=own_run,
             shared=run,
             recorder=recorder,
@@ -255,16 +241,18 @@ def open_engine(recipe: Recipe, policy: Policy, console: Console) -> Engine:
     return engine
 
 
-def open_sampler(recipe: Recipe, state: RunState, engine: Engine, console: Console, closing: ExitStack) -> Engine:
-    """Return what samples training completions: the engine itself, or one more that serves the reference for good."""
-    if ALGORITHMS[recipe.algorithm.name].samples_from == "policy":
-        return engine
+def open_engines(recipe: Recipe, task: Task, state: RunState, console: Console, closing: ExitStack) -> tuple[Engine, Engine]:
+    """Return the policy's engine, and what samples training completions: the same, or one that keeps serving the reference."""
+    engine = open_engine(recipe, state.policy, console)
+    closing.callback(engine.close)
+    if ALGORITHMS[recipe.algorithm.name].samples_from == "policy" or task.brings_completions:
+        return engine, engine
     assert state.reference is not None
     initial = dataclasses.replace(state.policy, model=state.reference)
     sampler = open_engine(recipe, initial, console)
     closing.callback(sampler.close)
     sampler.load_weights(initial, 0)
-    return sampler
+    return engine, sampler
 
 
 @contextmanager
@@ -308,6 +296,9 @@ def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
     if not any(task.held_out.values()):
         console.warn("no question is held out: nothing will show whether the model got better. Give more prompts, or held_out")
     refuse_long_prompts(policy, task, max_new_tokens=recipe.sampling.max_new_tokens)
+    if task.brings_completions:
+        limit = recipe.sampling.max_new_tokens
+        refuse_unfit_completions(task.train, policy=policy, group_size=recipe.train.group_size, max_new_tokens=limit)
     return policy
 
 

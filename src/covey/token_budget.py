@@ -13,10 +13,13 @@ class TokenBudget:
     num_spent: int
     tokens_per_prompt: float
     """Of the last step: all that it generated, redrawn groups included, for each prompt it asked for. 0 before the first."""
+    decay_tokens: int = 0
+    """Where the learning rate reaches 0; 0 = at the limit."""
 
     @property
     def left_frac(self) -> float:
-        return max(0.0, 1 - self.num_spent / self.limit)
+        """What is left for the learning rate to fall over."""
+        return max(0.0, 1 - self.num_spent / (self.decay_tokens or self.limit))
 
     @property
     def is_spent(self) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from covey.batch import make_tokens
+from covey.budgets import count_tokens, end_if_budget_is_spent, rollouts_within_budget
 from covey.costs import write_costs
 from covey.credit import held_out_metrics
 from covey.distance import RowDistance, row_distances
@@ -29,11 +29,10 @@ from covey.oversight import (
     questions_of,
     show_look,
 )
-from covey.rollout import RolloutSpec, SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
+from covey.rollout import SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
 from covey.session import Session, save_session
 from covey.tasks.files import NO_VERIFIER
-from covey.token_budget import TokenBudget
 from covey.types import CoveyError
 
 
@@ -133,16 +132,9 @@ def train_step(session: Session, clock: Clock) -> None:
         "optimizer/num_updates": Sum(session.state.learner.num_updates),
         "policy/version": Sum(progress.policy_version),
     }
-    progress.num_generated_tokens += round(metrics["tokens/generated"].value)
-    progress.tokens_per_prompt = metrics["tokens/generated"].value / rollouts.prompts_per_step
+    count_tokens(session, metrics, num_prompts=rollouts.prompts_per_step)
     end_if_budget_is_spent(session, metrics)
-    is_evaluated = is_due(step, recipe.evaluation.every) or is_finished(session)
-    if is_evaluated:
-        metrics |= given_metrics(session)
-        evaluate_parts(session, clock, parts_to_measure(session))
-    if session.guard is not None and (is_evaluated or step == 1):
-        with clock.phase("evaluate_s"):
-            metrics["damage/nll"] = neutral_nll(session.state.policy)
+    metrics |= measure_step(session, clock)
     oversee_step(session, sampled, metrics)
     if is_finished(session):
         evaluate_parts(session, clock, ("test",))
@@ -156,6 +148,20 @@ def train_step(session: Session, clock: Clock) -> None:
     session.recorder.step(
         step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts, distances=distances
     )
+
+
+def measure_step(session: Session, clock: Clock) -> dict[str, Metric]:
+    """Evaluate the step that has just been made if it is due, and return what else is measured then."""
+    step = session.state.progress.step
+    found: dict[str, Metric] = {}
+    is_evaluated = is_due(step, session.recipe.evaluation.every) or is_finished(session)
+    if is_evaluated:
+        found |= given_metrics(session)
+        evaluate_parts(session, clock, parts_to_measure(session))
+    if session.guard is not None and (is_evaluated or step == 1):
+        with clock.phase("evaluate_s"):
+            found["damage/nll"] = neutral_nll(session.state.policy)
+    return found
 
 
 def show_pass_rates(session: Session, sampled: SampledGroups) -> None:
@@ -192,24 +198,6 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
     return update.metrics, row_distances(tokens, update.logprobs, ref_logprobs, update.is_scored, policy.token_text)
 
 
-def token_budget(session: Session) -> TokenBudget | None:
-    """Return where the run stands in its budget of generated tokens; None if it has none."""
-    progress, limit = session.state.progress, session.recipe.train.max_generated_tokens
-    if not limit:
-        return None
-    return TokenBudget(limit=limit, num_spent=progress.num_generated_tokens, tokens_per_prompt=progress.tokens_per_prompt)
-
-
-def rollouts_within_budget(session: Session) -> RolloutSpec:
-    """Return how the next step samples: with fewer prompts if that is all the budget has left, which the learner is told."""
-    if (budget := token_budget(session)) is None:
-        return session.rollouts
-    horizon = session.recipe.train.decay_tokens or budget.limit
-    session.state.learner.budget_left_frac = dataclasses.replace(budget, limit=horizon).left_frac
-    num_prompts = budget.prompts_within(session.rollouts.prompts_per_step)
-    return dataclasses.replace(session.rollouts, prompts_per_step=num_prompts)
-
-
 def given_metrics(session: Session) -> dict[str, Metric]:
     """Return how well held-out given completions are learnt; nothing if completions are sampled."""
     prompts = session.task.held_out.get("choose", ())[: session.recipe.evaluation.num_prompts]
@@ -220,28 +208,6 @@ def given_metrics(session: Session) -> dict[str, Metric]:
     batch = learner.make_batch(tokens, learner.make_scores(tokens, session.state.reference))
     found = held_out_metrics(learner.objective, batch)
     return {f"held_out/{name.removeprefix('pair/')}": metric for name, metric in found.items()}
-
-
-def end_if_budget_is_spent(session: Session, metrics: Mapping[str, Metric]) -> None:
-    """End the run after this step if its tokens are used up, or a completion's mean KL has passed its budget."""
-    tokens = token_budget(session)
-    if tokens is not None and tokens.is_spent:
-        session.state.progress.is_over = True
-        session.recorder.event(
-            session.state.progress.step,
-            "token_budget",
-            f"{tokens.num_spent} tokens are generated, of train.max_generated_tokens={tokens.limit}: the run ends after step "
-            f"{session.state.progress.step}",
-        )
-    budget, found = session.recipe.algorithm.kl_budget, metrics.get("kl/sequence")
-    if budget and found is not None and found.value > budget:
-        session.state.progress.is_over = True
-        session.recorder.event(
-            session.state.progress.step,
-            "kl_budget",
-            f"the policy is {found.value:.3g} nats a completion from the reference, more than algorithm.kl_budget={budget}: "
-            f"the run ends after step {session.state.progress.step}",
-        )
 
 
 def prepare(session: Session, clock: Clock) -> None:

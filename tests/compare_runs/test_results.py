@@ -121,12 +121,12 @@ def test_a_result_is_for_its_recipe_wherever_the_run_lies() -> None:
 def test_a_result_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "results" / "grpo-seed0.json"
     assert read_result(path, expected_hash="x") is None
-    write_result(path, {"recipe_hash": "x", "seed": 3})
-    assert read_result(path, expected_hash="x") == {"recipe_hash": "x", "seed": 3}
+    write_result(path, {"result_hash": "x", "seed": 3})
+    assert read_result(path, expected_hash="x") == {"result_hash": "x", "seed": 3}
 
 
 def test_a_result_of_another_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results" / "grpo-seed0.json"
-    write_result(path, {"recipe_hash": "x"})
-    with pytest.raises(CoveyError, match="was made from another recipe; give the comparison another --name"):
+    write_result(path, {"result_hash": "x"})
+    with pytest.raises(CoveyError, match="was made from another recipe, or with other measurements; give the comparison another --name"):
         read_result(path, expected_hash="y")

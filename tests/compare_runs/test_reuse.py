@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.compare_runs.test_plan import plan_of
 from typer.testing import CliRunner
 
 from covey.cli import app
-from covey.compare_runs.results import recipe_hash, write_result
+from covey.compare_runs.results import result_hash, write_result
 from covey.compare_runs.runs import run_comparison
 from covey.config import make_recipe
 from covey.types import CoveyError
@@ -20,7 +21,7 @@ def test_a_comparison_whose_results_are_all_there_starts_nothing(tmp_path: Path)
     recipes = {"base": make_recipe(plan.recipe)}
     recipes |= {piece.name: plan.recipe_of(piece, tmp_path) for piece in plan.finals({"grpo": 1e-5, "raft": 1e-5})}
     for name, recipe in recipes.items():
-        write_result(tmp_path / "results" / f"{name}.json", {"name": name, "recipe_hash": recipe_hash(recipe)})
+        write_result(tmp_path / "results" / f"{name}.json", {"name": name, "result_hash": result_hash(recipe, plan)})
     said: list[str] = []
     results = run_comparison(plan, tmp_path, say=said.append)
     assert [result["name"] for result in results] == ["base", "grpo-seed0", "raft-seed0"]
@@ -37,7 +38,7 @@ def test_trials_that_are_there_choose_the_rates_of_the_runs(tmp_path: Path):
     for name, (recipe, piece) in recipes.items():
         made = {} if piece is None else {"arm": piece.arm.name, "learning_rate": piece.learning_rate}
         curve = [] if piece is None else [{"mode": "sampled", "gold": golds[piece.learning_rate]}]
-        write_result(tmp_path / "results" / f"{name}.json", {"recipe_hash": recipe_hash(recipe), "curve": curve, **made})
+        write_result(tmp_path / "results" / f"{name}.json", {"result_hash": result_hash(recipe, plan), "curve": curve, **made})
     said: list[str] = []
     results = run_comparison(plan, tmp_path, say=said.append)
     assert results[-1]["learning_rate"] == 1e-4
@@ -45,9 +46,20 @@ def test_trials_that_are_there_choose_the_rates_of_the_runs(tmp_path: Path):
 
 
 def test_a_result_of_another_recipe_stops_the_comparison(tmp_path: Path):
-    write_result(tmp_path / "results" / "base.json", {"recipe_hash": "another"})
+    write_result(tmp_path / "results" / "base.json", {"result_hash": "another"})
     with pytest.raises(CoveyError, match=r"base\.json was made from another recipe"):
         run_comparison(plan_of(), tmp_path, say=lambda message: None)
+
+
+def test_results_with_other_measurements_are_refused_too(tmp_path: Path):
+    """As when they are carried from a comparison that asked for fewer samples, or for no harder questions."""
+    asked = plan_of("grpo", num_seeds=1, learning_rates=(1e-5,))
+    others: tuple[dict[str, Any], ...] = ({"samples": 4}, {"best_of": 4}, {"harder": ("hard",)})
+    for more in others:
+        made = plan_of("grpo", num_seeds=1, learning_rates=(1e-5,), **more)
+        write_result(tmp_path / "results" / "base.json", {"result_hash": result_hash(make_recipe(made.recipe), made)})
+        with pytest.raises(CoveyError, match="or with other measurements"):
+            run_comparison(asked, tmp_path, say=lambda message: None)
 
 
 @pytest.mark.parametrize(

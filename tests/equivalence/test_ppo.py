@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import in_float64
 from tests.ranks import on_ranks
 from tests.tiny_batches import SPEC, STATS, WHOLE, Cut, gradient_of, make_learner, objective_of, ragged_groups, relative_error
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from covey.distributed import ALONE, Ranks
 from covey.learner import Learner
 from covey.metrics import metric_values
 from covey.models.lora import AdapterSpec
-from covey.models.policy import Policy, with_adapters
+from covey.models.policy import Policy, load_policy, with_adapters
 from covey.tensors import Scores, Tokens
 from covey.types import CoveyError
 
@@ -269,14 +270,13 @@ def steps_of(policy: Policy, ranks: Ranks) -> tuple[Tensor, dict[str, Any]]:
 
 
 def compare_with_one_process(ranks: Ranks, directory: Path) -> tuple[float, dict[str, Any], dict[str, Any]]:
-    policy: Policy = torch.load(directory / "policy.pt", weights_only=False)
+    policy = in_float64(load_policy(str(directory), compute_dtype="float32"))
     weights, metrics = steps_of(policy, ranks)
     expected, expected_metrics = steps_of(policy, ALONE)
     return float((weights - expected).abs().max()), metrics, expected_metrics
 
 
-def test_two_ranks_train_the_critic_of_one(shared_tiny_policy64: Policy, tmp_path: Path):
-    torch.save(shared_tiny_policy64, tmp_path / "policy.pt")
-    for error, metrics, expected in on_ranks(2, compare_with_one_process, tmp_path, directory=tmp_path):
+def test_two_ranks_train_the_critic_of_one(tiny_directory: Path, tmp_path: Path):
+    for error, metrics, expected in on_ranks(2, compare_with_one_process, tiny_directory, directory=tmp_path):
         assert error < 1e-10
         assert metrics == pytest.approx(expected, abs=1e-9)

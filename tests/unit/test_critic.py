@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from covey.algos.critic import ppo_credit
 from covey.batch import make_tokens
-from covey.critic import Critic, CriticKind, CriticSpec, new_critic
+from covey.critic import Critic, CriticKind, CriticSpec, explained_variance, new_critic
 from covey.learner_specs import ScoringSpec
 from covey.metrics import metric_values
 from covey.models.policy import Policy
@@ -304,6 +304,28 @@ def test_each_number_is_held_with_its_gradient_two_moments_and_a_rounded_copy(
     critic = new_critic(model, "separate", SPEC, scoring(dtype))
     assert critic.num_parameters == num_weights + model.config.hidden_size + 1
     assert critic.num_bytes == of_number * critic.num_parameters
+
+
+def test_an_output_head_that_nothing_reads_is_held_without_gradient_and_moments():
+    model = built("llama")
+    critic = new_critic(model, "separate", SPEC, scoring())
+    num_frozen = model.lm_head.weight.numel()
+    assert critic.num_bytes == 16 * (critic.num_parameters - num_frozen) + 4 * num_frozen
+
+
+def test_making_a_critic_draws_no_random_numbers(shared_tiny_policy: Policy):
+    before = torch.get_rng_state()
+    new_critic(shared_tiny_policy.model, "head", SPEC, scoring())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nothing_is_explained_of_returns_that_are_equal_but_for_rounding():
+    """A step in which every completion fails: A + V is 0 on paper."""
+    values = 0.3 * torch.rand(8, 21, generator=torch.Generator().manual_seed(0))
+    mask, ended = torch.ones(8, 20, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+    _, returns = ppo_credit(torch.zeros(8), None, values, mask, ended, gamma=1.0, lam=1.0)
+    assert returns.any()
+    assert explained_variance(values[:, :-1][mask], returns[mask]) == 0.0
 
 
 # --- Credit ----------------------------------------------------------------------------------------------------------

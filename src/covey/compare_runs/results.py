@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.algos.registry import ALGORITHMS
-from covey.compare_runs.plan import Piece
+from covey.compare_runs.plan import Piece, Plan
 from covey.config import Recipe
 from covey.evaluate import MODES, prompt_means
 from covey.monitor.run_directory import RunDirectory, read_jsonl, read_rows, write_text_atomic
@@ -23,24 +23,36 @@ TRAINING_PHASES = ("rollout_s", "reward_s", "scoring_s", "update_s", "load_weigh
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Return a hash of everything that determines a run's numbers; where it lies does not, nor what is left at its default."""
-    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    """Return a hash of everything that determines a run's numbers; where it lies does not.
+
+    Defaults count: if one of them is another in a later version, so are the numbers.
+    """
+    values = recipe.model_dump(mode="json", exclude_none=True)
     for key in ("name", "directory"):
-        values.get("run", {}).pop(key, None)
+        values["run"].pop(key)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def result_hash(recipe: Recipe, plan: Plan) -> str:
+    """Return a hash of everything that determines a result: the run, and what is measured once it is done."""
+    measured = json.dumps([plan.best_of, plan.samples, plan.harder])
+    return hashlib.sha256(f"{recipe_hash(recipe)} {measured}".encode()).hexdigest()
 
 
 def read_result(path: Path, *, expected_hash: str) -> Json | None:
     """Return a finished piece's result, None if there is none yet.
 
     Raises:
-        CoveyError: it was made from another recipe.
+        CoveyError: it was made from another recipe, or something else was measured.
     """
     if not path.is_file():
         return None
     found = json.loads(path.read_text())
-    if found["recipe_hash"] != expected_hash:
-        raise CoveyError(f"{path} was made from another recipe; give the comparison another --name, or remove the file")
+    if found["result_hash"] != expected_hash:
+        raise CoveyError(
+            f"{path} was made from another recipe, or with other measurements; give the comparison another --name, or remove "
+            "the file"
+        )
     return found
 
 
@@ -59,7 +71,6 @@ def collect(piece: Piece, recipe: Recipe, run: RunDirectory, harder: Mapping[str
         "budget_tokens": piece.budget_tokens,
         "run": f"runs/{piece.name}",
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe_hash": recipe_hash(recipe),
         "tokens": {"generated": recounted_tokens(run, recipe, metrics), "trained": costs["tokens"]["trained"]},
         "num_steps": last,
         "num_updates": costs["num_updates"],

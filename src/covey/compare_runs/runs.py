@@ -18,7 +18,7 @@ from typing import Any
 
 from covey.compare_runs.base_arms import base_result
 from covey.compare_runs.plan import BASE, RESULTS, Piece, Plan
-from covey.compare_runs.results import Json, collect, read_result, recipe_hash, write_result
+from covey.compare_runs.results import Json, collect, read_result, recipe_hash, result_hash, write_result
 from covey.config import Recipe, load_recipe, make_recipe
 from covey.interrupts import StopRequest, stop_on_signals
 from covey.monitor.run_directory import JsonlLog, RunDirectory, read_rows, write_text_atomic
@@ -92,7 +92,7 @@ def trial_gold(trial: Json) -> float:
 def measured_base(shop: Workshop) -> Json:
     """Return the result of the untrained arms, measured now unless it has been."""
     recipe = make_recipe(shop.plan.recipe)
-    path, key = shop.result_of(BASE), recipe_hash(recipe)
+    path, key = shop.result_of(BASE), result_hash(recipe, shop.plan)
     if (found := read_result(path, expected_hash=key)) is not None:
         return found
     shop.say(f"base: {shop.plan.best_of} samples of each test question")
@@ -103,7 +103,7 @@ def measured_base(shop: Workshop) -> Json:
     tables = measure(shop, recipe.model.name, recipe, wanted, name=BASE)
     keys = ["test/greedy", "choose/sampled", "test/sampled", *(f"{level}/sampled" for level in shop.plan.harder)]
     result = base_result(dict(zip(keys, tables, strict=True)), best_of=shop.plan.best_of)
-    write_result(path, result | {"recipe_hash": key, "elapsed_s": round(time.monotonic() - started, 1)})
+    write_result(path, result | {"result_hash": key, "elapsed_s": round(time.monotonic() - started, 1)})
     return json.loads(path.read_text())
 
 
@@ -111,7 +111,8 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
     """Return the result of a run: read if it is there, else made, after going on with what there is of the run."""
     recipe = shop.plan.recipe_of(piece, shop.directory)
     path = shop.result_of(piece.name)
-    found = read_result(path, expected_hash=recipe_hash(recipe))
+    key = result_hash(recipe, shop.plan)
+    found = read_result(path, expected_hash=key)
     run = RunDirectory(shop.directory / "runs" / piece.name)
     if found is not None:
         drop_weights(shop, run)  # They are still there if the process was killed when it had just written the result.
@@ -139,7 +140,7 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
     wanted = [(level, "test", "sampled", shop.plan.samples) for level in levels]
     tables = measure(shop, str(run.path), recipe, wanted, name=piece.name) if wanted else []
     result = collect(piece, recipe, run, dict(zip(levels, tables, strict=True)))
-    write_result(path, result)
+    write_result(path, result | {"result_hash": key})
     shop.log("finished", piece.name, seconds=round(time.monotonic() - started, 1))
     drop_weights(shop, run)
     shop.say(result_line(result))

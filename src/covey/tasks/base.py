@@ -50,6 +50,11 @@ class Task:
     notes: Sequence[str] = ()
     """What a user should know of how the questions were made, such as how many rows of a file were left out."""
 
+    @property
+    def brings_completions(self) -> bool:
+        """Whether its prompts have completions to learn from, so that nothing is sampled for training."""
+        return any(prompt.given for prompt in self.train)
+
     def check(self) -> None:
         """Raise unless ids are unique, no held-out question is trained on, and gold pays right answers and no cheat.
 
