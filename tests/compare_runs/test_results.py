@@ -128,5 +128,5 @@ def test_a_result_is_read_back(tmp_path: Path) -> None:
 def test_a_result_of_another_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results" / "grpo-seed0.json"
     write_result(path, {"result_hash": "x"})
-    with pytest.raises(CoveyError, match="was made from another recipe, or with other measurements; give the comparison another --name"):
+    with pytest.raises(CoveyError, match="was made from another recipe, or with other measurements"):
         read_result(path, expected_hash="y")
