@@ -11,7 +11,8 @@ from tests.compare_runs.test_plan import plan_of
 
 from covey.compare_runs.base_arms import base_result, selections
 from covey.compare_runs.plan import Plan
-from covey.compare_runs.runs import chosen_rates, trial_gold
+from covey.compare_runs.results import last_gold
+from covey.compare_runs.runs import chosen_rates
 from covey.compare_runs.summary import PRIMARY_KEY, claims, gold_at, summarise
 from covey.config import load_recipe
 
@@ -182,4 +183,6 @@ def test_the_rate_with_the_highest_gold_at_the_end_wins_and_the_smaller_one_of_e
 
 
 def test_a_trial_without_gold_never_wins():
-    assert trial_gold({"curve": []}) == float("-inf")
+    assert last_gold({"curve": []}) is None
+    never = [trial("grpo", 1e-5, 0.3) | {"curve": []}, trial("grpo", 3e-5, 0.2), trial("grpo", 1e-4, 0.1)]
+    assert chosen_rates(plan_of("grpo"), never) == {"grpo": 3e-5}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from covey.compare.selection import majority_of, oracle_best_of, proxy_best_of
 from covey.compare_runs.plan import BASE, BEST_OF_N, MAJORITY
+from covey.compare_runs.results import Json, number_of
 from covey.evaluate import prompt_means
 
-Json = dict[str, Any]
 CHOOSE = "choose/sampled"
 """Where the validation curves of all arms begin."""
 ORACLE = "oracle"
@@ -43,15 +42,11 @@ def selections(rows: Sequence[Json], *, size: int) -> dict[str, dict[str, float 
         samples.setdefault(row["prompt_id"], []).append(row)
     found: dict[str, dict[str, float | None]] = {BEST_OF_N: {}, MAJORITY: {}, ORACLE: {}}
     for prompt_id, own in samples.items():
-        golds, proxies = ([_number(row[name]) for row in own] for name in ("gold", "proxy"))
+        golds, proxies = ([number_of(row[name]) for row in own] for name in ("gold", "proxy"))
         found[BEST_OF_N][prompt_id] = _known(proxy_best_of(proxies, golds, size))
         found[MAJORITY][prompt_id] = _known(majority_of([row["extracted"] for row in own], golds, size))
         found[ORACLE][prompt_id] = _known(oracle_best_of(golds, size))
     return found
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _known(value: float) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,23 +106,30 @@ def training_seconds(run: RunDirectory) -> dict[int, float]:
 
 def curve(metrics: Sequence[Json], evaluations: Sequence[Json], seconds: Mapping[int, float]) -> list[Json]:
     """Return the evaluations of part `choose` with the tokens and the seconds of training until then."""
-    return list(_points(metrics, evaluations, seconds))
-
-
-def _points(metrics: Sequence[Json], evaluations: Sequence[Json], seconds: Mapping[int, float]) -> Iterator[Json]:
-    for row in evaluations:
-        if row["part"] != "choose":
-            continue
-        step = row["step"]
-        yield {
-            "step": step,
-            "tokens": int(sum(each["tokens/generated"] for each in metrics if each["step"] <= step)),
-            "train_s": round(sum(spent for at, spent in seconds.items() if at <= step), 3),
+    return [
+        {
+            "step": row["step"],
+            "tokens": int(sum(each["tokens/generated"] for each in metrics if each["step"] <= row["step"])),
+            "train_s": round(sum(spent for step, spent in seconds.items() if step <= row["step"]), 3),
             "mode": row["mode"],
             "gold": row["gold_mean"],
             "proxy": row["proxy_mean"],
             "length": row["length_mean"],
         }
+        for row in evaluations
+        if row["part"] == "choose"
+    ]
+
+
+def last_gold(result: Json) -> float | None:
+    """Return gold of sampled completions at the last evaluation that has any: what a learning rate is chosen by."""
+    golds = [point["gold"] for point in result["curve"] if point["mode"] == "sampled" and point["gold"] is not None]
+    return golds[-1] if golds else None
+
+
+def number_of(value: float | None) -> float:
+    """Return a score of a result as statistics take it: NaN where there is none."""
+    return math.nan if value is None else float(value)
 
 
 def write_result(path: Path, result: Json) -> None:

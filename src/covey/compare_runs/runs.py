@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 from covey.compare_runs.base_arms import base_result
 from covey.compare_runs.plan import BASE, RESULTS, Piece, Plan
-from covey.compare_runs.results import Json, collect, read_result, recipe_hash, result_hash, write_result
+from covey.compare_runs.results import Json, collect, last_gold, read_result, recipe_hash, result_hash, write_result
 from covey.config import Recipe, load_recipe, make_recipe
 from covey.interrupts import StopRequest, stop_on_signals
 from covey.monitor.run_directory import JsonlLog, RunDirectory, read_rows, write_text_atomic
@@ -78,15 +79,10 @@ def chosen_rates(plan: Plan, trials: Sequence[Json]) -> dict[str, float]:
         return {arm.name: plan.learning_rates[0] for arm in plan.trained}
     rates: dict[str, float] = {}
     for arm in plan.trained:
-        own = [trial for trial in trials if trial["arm"] == arm.name]
-        rates[arm.name] = max(own, key=lambda trial: (trial_gold(trial), -trial["learning_rate"]))["learning_rate"]
+        reached = {trial["learning_rate"]: last_gold(trial) for trial in trials if trial["arm"] == arm.name}
+        known = {rate: -math.inf if gold is None else gold for rate, gold in reached.items()}
+        rates[arm.name] = max(sorted(known), key=known.__getitem__)
     return rates
-
-
-def trial_gold(trial: Json) -> float:
-    """Return what a trial is judged by: gold of sampled completions at its last evaluation."""
-    golds = [point["gold"] for point in trial["curve"] if point["mode"] == "sampled" and point["gold"] is not None]
-    return golds[-1] if golds else float("-inf")
 
 
 def measured_base(shop: Workshop) -> Json:
@@ -173,10 +169,11 @@ def result_line(result: Json) -> str:
     """Return what came of a run, in a line."""
     scores = result["scores"].get("test/sampled") or {}
     known = [value for value in scores.values() if value is not None]
-    gold = sum(known) / len(known) if known else trial_gold(result)
+    gold = sum(known) / len(known) if known else last_gold(result)
     on = "test" if known else "choose"
+    shown = "unknown" if gold is None else f"{gold:.3f}"
     return (
-        f"  gold {gold:.3f} on {on}, {result['tokens']['generated']} tokens, {result['elapsed_s']:.0f} s of training, "
+        f"  gold {shown} on {on}, {result['tokens']['generated']} tokens, {result['elapsed_s']:.0f} s of training, "
         f"{result['peak_rss_bytes'] / 1e9:.1f} GB"
     )
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,12 +18,12 @@ from covey.compare.statistics import ArmScores, Estimate, difference, estimate
 from covey.compare.verdicts import Contrast, Verdict, verdicts
 from covey.compare_runs.base_arms import CHOOSE, ORACLE
 from covey.compare_runs.plan import BASE, BEST_OF_N, MAJORITY, Arm, Plan
+from covey.compare_runs.results import Json, last_gold, number_of
 from covey.description import command_line
 from covey.monitor.environment import describe_machine, describe_versions
 from covey.stats import Interval
 from covey.types import CoveyError
 
-Json = dict[str, Any]
 PRIMARY_KEY = "test/sampled"
 BUDGET_TOLERANCE_FRAC = 0.02
 _TITLES = {BASE: "the model as it is", BEST_OF_N: "best of n by the reward", MAJORITY: "majority of n"}
@@ -64,7 +63,7 @@ def tables_of(plan: Plan, key: str, base: Json, finals: Sequence[Json], field: s
         own = [result for result in finals if result["arm"] == arm.name]
         rows = [result[field][key] for result in own] if arm.is_trained else [untrained.get(arm.name)]
         if rows and rows[0] is not None:
-            scores = np.array([[_number(found.get(prompt_id)) for prompt_id in prompt_ids] for found in rows])
+            scores = np.array([[number_of(found.get(prompt_id)) for prompt_id in prompt_ids] for found in rows])
             tables[arm.name] = ArmScores(name=arm.name, seeds=tuple(result["seed"] for result in own), scores=scores)
     return tables
 
@@ -129,11 +128,6 @@ def algorithm_of(plan: Plan, arm: Arm) -> str:
     """Return the row that a trained arm runs."""
     named = [override.partition("=")[2] for override in arm.overrides if override.startswith("algorithm.name=")]
     return named[-1] if named else str(plan.recipe["algorithm"]["name"])
-
-
-def last_gold(trial: Json) -> float | None:
-    golds = [point["gold"] for point in trial["curve"] if point["mode"] == "sampled"]
-    return golds[-1] if golds else None
 
 
 def score_json(table: ArmScores) -> Json:
@@ -250,10 +244,6 @@ def _median(values: Iterable[float]) -> float:
 
 def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: _median(row[key] for row in rows) for key in rows[0]}
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _finite(value: float) -> float | None:
