@@ -1,0 +1,175 @@
+"""Rewards for code: what a question's tests say of the code in a completion, run in a sandbox and judged outside of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from covey.rewards.base import Sample
+from covey.rewards.sandbox.compare_values import Comparison
+from covey.rewards.sandbox.inside import wire
+from covey.rewards.sandbox.inside.limits import Limits
+from covey.rewards.sandbox.judge import AssertJob, CallJob, Case, Job, ProgramJob
+from covey.rewards.sandbox.outcomes import Outcome
+from covey.rewards.sandbox.pool import AUTO, SandboxPool, choose_tier
+from covey.types import CoveyError, Score
+
+TestPart = Literal["public", "hidden"]
+TEST_PARTS: tuple[TestPart, ...] = ("public", "hidden")
+Credit = Literal["all", "share"]
+
+MAX_CODE_CHARACTERS = 100_000
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_START = re.compile(r"^(?:def|class|import|from|async def|@\w)", re.MULTILINE)
+_LANGUAGES = ("", "python", "py", "python3")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxSpec:
+    """Where and within which limits candidates run."""
+
+    tier: str = AUTO
+    """auto: the first that holds; a tier's name; or "unprotected"."""
+    num_zygotes: int = 2
+    limits: Limits = field(default_factory=Limits)
+
+
+@lru_cache(maxsize=4)
+def pool_of(spec: SandboxSpec) -> SandboxPool:
+    """Return the sandbox of this process for the spec. It ends with the process.
+
+    Raises:
+        NoSandboxError: none holds on this machine.
+    """
+    return SandboxPool(choose_tier(spec.tier).tier, num_zygotes=spec.num_zygotes, limits=spec.limits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeReward:
+    """The tests of a question, the public or the hidden ones, as a reward from 0 to 1.
+
+    A question's answer is a mapping {"entry": name, "public": tests, "hidden": tests}. Tests are one of {"cases": [[arguments,
+    right], ...]}, {"asserts": [lines]}, {"tests": source} and {"runs": [[input, output], ...]}; for asserts and tests, the
+    answer's "preamble" is what they rest on and "prefix" goes before the candidate's code.
+    """
+
+    name: str
+    part: TestPart
+    credit: Credit = "all"
+    """all: 1 if every test passes. share: the share of tests that pass, where there are several to count."""
+    sandbox: SandboxSpec = field(default_factory=SandboxSpec)
+    low: float = 0.0
+    high: float = 1.0
+    runs_inline: bool = True
+    """The candidates have processes of their own; the judge in the trainer's reads plain data alone."""
+
+    def prepare(self) -> None:
+        """Start the sandbox, after having tried to escape from it.
+
+        Raises:
+            NoSandboxError: none holds on this machine.
+        """
+        pool_of(self.sandbox)
+
+    def __call__(self, sample: Sample) -> Score:
+        return self.score_batch([sample])[0]
+
+    def score_batch(self, samples: Sequence[Sample]) -> list[Score]:
+        """Return the scores of the samples; the candidates run side by side."""
+        jobs = [(job_of(sample.prompt.answer, self.part), code_in(sample.completion)) for sample in samples]
+        graded = iter(pool_of(self.sandbox).grade_all([(job, code) for job, code in jobs if code]))
+        return [self._score(next(graded) if code else Outcome(kind="no_code")) for _, code in jobs]
+
+    def _score(self, outcome: Outcome) -> Score:
+        passed = f"{outcome.num_passed}/{outcome.num_tests}"
+        if not outcome.is_about_candidate:
+            return Score(value=None, error=f"none: {self.name}: {outcome.kind}: {outcome.detail}")
+        value = float(outcome.has_passed)
+        if self.credit == "share" and outcome.num_tests:
+            value = outcome.num_passed / outcome.num_tests
+        return Score(value=value, extracted=f"{outcome.kind} {passed}")
+
+
+def code_in(completion: str) -> str:
+    """Return the code of a completion; empty if there is none.
+
+    The last fenced block in Python, or without a language, that begins nothing else. Without a fence, the text from its first
+    line that looks like Python. A block that is cut off by the token limit is read as far as it goes.
+    """
+    text = completion[:MAX_CODE_CHARACTERS]
+    blocks = [code for language, code in _FENCE.findall(text) if language.lower() in _LANGUAGES]
+    if blocks:
+        return blocks[-1].strip("\n")
+    if "```" in text:
+        return ""
+    found = _START.search(text)
+    return text[found.start() :] if found else ""
+
+
+def job_of(answer: Any, part: TestPart) -> Job:
+    """Return the tests of an answer as the judge takes them.
+
+    Raises:
+        CoveyError: the answer has none of this part, or they are of no known form.
+    """
+    if not isinstance(answer, Mapping) or not isinstance(answer.get(part), Mapping):
+        raise CoveyError(f"the question has no {part} tests; its answer must be a mapping with them; see the guide on code")
+    tests, entry = answer[part], str(answer.get("entry", ""))
+    form = next((form for form in FORMS if tests.get(form)), None)
+    if form is None:
+        raise CoveyError(f"the question's {part} tests are empty or of no known form; give one of {', '.join(FORMS)}")
+    if form != "runs" and not entry.isidentifier():
+        raise CoveyError(f"the question's answer names no function: entry={entry!r}")
+    return FORMS[form](entry, tests[form], answer)
+
+
+def _calls(entry: str, cases: Sequence[Any], answer: Mapping[str, Any]) -> Job:
+    found = [Case(args=tuple(wire.decode(args)), right=wire.decode(right)) for args, right in cases]
+    comparison = Comparison(
+        mixes_sequences=bool(answer.get("mixes_sequences", False)), rel_tol=float(answer.get("rel_tol", 0.0))
+    )
+    return CallJob(entry=entry, cases=found, comparison=comparison)
+
+
+def _asserts(entry: str, tests: str, answer: Mapping[str, Any]) -> Job:
+    return AssertJob(entry=entry, tests=tests, preamble=str(answer.get("preamble", "")), prefix=str(answer.get("prefix", "")))
+
+
+def _programs(entry: str, runs: Sequence[Any], answer: Mapping[str, Any]) -> Job:
+    return ProgramJob(runs=[(str(given), str(right)) for given, right in runs], rel_tol=float(answer.get("rel_tol", 0.0)))
+
+
+FORMS = {
+    "cases": _calls,
+    "asserts": lambda entry, lines, answer: _asserts(entry, "\n".join(lines), answer),
+    "tests": _asserts,
+    "runs": _programs,
+}
+"""How tests may be written: (entry, tests, the whole answer) -> what the judge takes."""
+
+
+def public_tests(*, credit: Credit = "all") -> CodeReward:
+    """Return the reward of the tests that the question may show.
+
+    Raises:
+        CoveyError: the credit is none.
+    """
+    return _code_reward("public_tests", "public", credit)
+
+
+def hidden_tests(*, credit: Credit = "all") -> CodeReward:
+    """Return the reward of the tests that no completion has ever seen.
+
+    Raises:
+        CoveyError: the credit is none.
+    """
+    return _code_reward("hidden_tests", "hidden", credit)
+
+
+def _code_reward(name: str, part: TestPart, credit: Credit) -> CodeReward:
+    if credit not in ("all", "share"):
+        raise CoveyError(f"credit={credit!r} is none; give 'all' for every test or nothing, or 'share'")
+    return CodeReward(name=name, part=part, credit=credit)

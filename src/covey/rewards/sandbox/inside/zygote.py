@@ -1,0 +1,144 @@
+"""A process that has everything imported, has given up what it may, and forks once for each execution.
+
+It is trusted, runs no candidate's line itself, and holds no tests. Started with a JSON object as its argument and a socket
+as its standard input of orders; it ends when that socket does.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from . import landlock, programs, seccomp
+from .kernel import drop_capabilities, prctl
+from .limits import Limits
+
+PRELOADED = (
+    *("abc", "array", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "datetime"),
+    *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers"),
+    *("operator", "random", "re", "statistics", "string", "struct", "textwrap", "threading", "time", "typing", "unicodedata"),
+)
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+MAX_ORDER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the zygote confines itself and what it forks."""
+
+    control: int
+    """The file number of the socket that orders come on."""
+    readable: list[str] | None
+    """What Landlock leaves readable; None: no Landlock, a tier that confines files otherwise."""
+    user: int | None
+    """The user and group to become, if started as root."""
+    has_filter: bool
+    """Whether executions are put under the filter of system calls."""
+    without: list[str]
+    """Lines of the policy that are left out: for tests of what each is there for."""
+
+
+class Zygote:
+    """Orders in, executions out; several at a time."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._control = socket.socket(fileno=setup.control)
+        self._running: dict[int, tuple[int, int]] = {}  # By the file number of the process: its id and the execution's.
+
+    def confine(self) -> dict[str, Any]:
+        """Import, then give up what is not needed any more. Return what was done."""
+        for name in PRELOADED:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+        if self._setup.user is not None:
+            os.setgroups([])
+            os.setresgid(*[self._setup.user] * 3)
+            os.setresuid(*[self._setup.user] * 3)
+        drop_capabilities()
+        version = landlock.restrict_files(self._setup.readable) if self._setup.readable is not None else 0
+        prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_DUMPABLE, 0)
+        return {"ready": True, "landlock": version, "user": os.getuid()}
+
+    def serve(self) -> None:
+        """Take orders until the socket ends."""
+        self._say(self.confine())
+        while True:
+            waiting, _, _ = select.select([self._control, *self._running], [], [])
+            for ended in [number for number in self._running if number in waiting]:
+                self._bury(ended)
+            if self._control in waiting and not self._obey():
+                return
+
+    def _obey(self) -> bool:
+        data, files, _, _ = socket.recv_fds(self._control, MAX_ORDER_BYTES, 3)
+        if not data:
+            return False
+        order = json.loads(data)
+        if "kill" in order:
+            for handle, (_, number) in self._running.items():
+                if number == order["kill"]:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+        else:
+            self._fork(order, files)
+        return True
+
+    def _fork(self, order: dict[str, Any], files: list[int]) -> None:
+        process_id = os.fork()
+        if process_id == 0:
+            try:
+                self._execute(order, files)
+            finally:
+                os._exit(1)
+        for number in files:
+            os.close(number)
+        self._running[os.pidfd_open(process_id)] = (process_id, order["run"])
+
+    def _execute(self, order: dict[str, Any], files: list[int]) -> None:
+        """Become an execution: keep the channel and the standard files, and give up the rest for good."""
+        self._control.close()
+        for handle in self._running:
+            os.close(handle)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.dup2(
+            1, 2
+        )  # To /dev/null, as the zygote's own output; its errors go to the trainer, and no candidate may write there.
+        channel, *streams = files
+        for target, number in enumerate(streams):
+            os.dup2(number, target)
+            os.close(number)
+        without = tuple(self._setup.without)
+        Limits(**order["limits"]).set(without=without)
+        if self._setup.has_filter:
+            seccomp.restrict_this_process(without=without)
+        programs.run(order["mode"], socket.socket(fileno=channel))
+
+    def _bury(self, handle: int) -> None:
+        process_id, number = self._running.pop(handle)
+        os.close(handle)
+        _, status, usage = os.wait4(process_id, 0)
+        spent = usage.ru_utime + usage.ru_stime
+        self._say({"run": number, "exit": os.waitstatus_to_exitcode(status), "cpu_s": spent, "max_rss_kb": usage.ru_maxrss})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        try:
+            self._control.send(json.dumps(message).encode())
+        except OSError:
+            os._exit(0)  # Nobody listens any more.
+
+
+def main() -> None:
+    """Serve as the argument says."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which closes the socket.
+    Zygote(Setup(**json.loads(sys.argv[1]))).serve()
