@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from covey.algos.describe import formula_lines
@@ -21,8 +22,10 @@ from covey.model_rewards import RECIPE_REWARDS
 from covey.models.lora import AdapterSpec
 from covey.models.policy import Policy
 from covey.rewards.base import Reward, Rewarder
+from covey.rewards.code import CodeReward, SandboxSpec
 from covey.rewards.length import with_overlong_penalty
 from covey.rewards.registry import find_reward, find_rewards
+from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.workers import RewardWorkers, WorkerSpec
 from covey.rollout import RolloutSpec
 from covey.sampling import Sampling
@@ -165,7 +168,25 @@ def worker_spec(recipe: Recipe) -> WorkerSpec:
         timeout_s=reward.timeout_s,
         batch_timeout_s=reward.batch_timeout_s,
         max_memory_mb=reward.max_memory_mb,
+        sandbox=sandbox_spec(recipe),
     )
+
+
+def sandbox_spec(recipe: Recipe) -> SandboxSpec:
+    """Return where and within which limits candidates' code runs."""
+    reward = recipe.reward
+    limits = Limits(cpu_s=reward.sandbox_cpu_s, memory_mb=reward.sandbox_memory_mb)
+    return SandboxSpec(tier=reward.sandbox, num_zygotes=max(1, reward.num_workers), limits=limits)
+
+
+def with_sandbox(task: Task, recipe: Recipe) -> Task:
+    """Return the task with its own rewards for code in the recipe's sandbox: its self-check runs code before anything else."""
+    found = {
+        side: replace(reward, sandbox=sandbox_spec(recipe))
+        for side, reward in (("proxy", task.proxy), ("gold", task.gold))
+        if isinstance(reward, CodeReward)
+    }
+    return replace(task, **found) if found else task
 
 
 def isolated(rewarder: Rewarder, recipe: Recipe, closing: ExitStack, *, log: Path | None = None) -> Rewarder:

@@ -118,6 +118,11 @@ class RewardSection(Section):
     timeout_s: float = Field(10.0, gt=0, description="deadline of a call for one completion")
     batch_timeout_s: float = Field(60.0, gt=0, description="deadline of a call for a whole batch, of rewards that take batches")
     max_memory_mb: NotNegative = Field(0, description="address space of a reward process; 0 = no limit")
+    sandbox: Literal["auto", "bubblewrap", "landlock", "unprotected"] = Field(
+        "auto", description="how candidates' code is confined: auto = the first way that holds; unprotected = not at all"
+    )
+    sandbox_cpu_s: Positive = Field(3, description="processor time of a candidate for all its tests")
+    sandbox_memory_mb: Positive = Field(512, description="address space of a candidate")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -25,6 +25,7 @@ from covey.assembly import (
     rollout_spec,
     stats_spec,
     with_length_penalty,
+    with_sandbox,
 )
 from covey.batch import StatsSpec
 from covey.checkpoint import Checkpoint
@@ -53,6 +54,8 @@ from covey.refusals import (
     refuse_unusable_task,
 )
 from covey.rewards.base import Rewarder
+from covey.rewards.code import sandbox_facts
+from covey.rewards.sandbox.tiers import UNPROTECTED
 from covey.rollout import RolloutSpec
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
@@ -127,6 +130,7 @@ def open_session(
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
         facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
+        facts |= said_of_sandbox(rewarder, console)
         write_description(own_run, recipe, facts)
         warn_of_other_numbers(own_run, console, ranks)
         go_on_from(checkpoint, state, own_run, ranks)
@@ -158,10 +162,20 @@ def open_session(
 
 def open_task(recipe: Recipe, console: Console) -> Task:
     """Return the task that the recipe names, and say what it has to say."""
-    task = find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
+    task = with_sandbox(find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options), recipe)
     for note in task.notes:
         console.warn(note)
     return task
+
+
+def said_of_sandbox(rewarder: Rewarder, console: Console) -> dict[str, Any]:
+    """Return what `env.json` holds of the sandbox, and warn if there is none around the model's code."""
+    facts = sandbox_facts(rewarder.proxy, rewarder.gold)
+    if facts is None:
+        return {}
+    if facts["tier"] == UNPROTECTED.name:
+        console.warn("reward.sandbox='unprotected': what the model writes runs with all that you may do on this machine")
+    return {"sandbox": facts}
 
 
 def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks: Ranks) -> int:

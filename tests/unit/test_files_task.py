@@ -19,8 +19,9 @@ from covey.rewards.base import safe_score
 from covey.rewards.registry import find_reward
 from covey.tasks.base import PARTS, TRUE_ANSWER, Probe, Task, probe_sample
 from covey.tasks.data_rows import BadRow, Row, read_rows
-from covey.tasks.presets import RowError, number_text
+from covey.tasks.presets import number_text
 from covey.tasks.registry import find_task
+from covey.tasks.row_values import RowError
 from covey.types import CoveyError, Prompt
 
 COLUMNS = {"prompt_column": "q", "answer_column": "a", "verifier": "last_number"}

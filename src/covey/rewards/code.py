@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from covey.rewards.base import Sample
+from covey.rewards.base import Reward, Sample
 from covey.rewards.sandbox.compare_values import Comparison
 from covey.rewards.sandbox.inside import wire
 from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.judge import AssertJob, CallJob, Case, Job, ProgramJob
 from covey.rewards.sandbox.outcomes import Outcome
-from covey.rewards.sandbox.pool import AUTO, SandboxPool, choose_tier
+from covey.rewards.sandbox.pool import AUTO, Choice, SandboxPool, choose_tier
 from covey.types import CoveyError, Score
 
 TestPart = Literal["public", "hidden"]
@@ -38,13 +38,23 @@ class SandboxSpec:
 
 
 @lru_cache(maxsize=4)
+def tier_chosen(name: str) -> Choice:
+    """Return the tier of this process for a recipe's word. The canaries are sent out once.
+
+    Raises:
+        NoSandboxError: none holds on this machine.
+    """
+    return choose_tier(name)
+
+
+@lru_cache(maxsize=4)
 def pool_of(spec: SandboxSpec) -> SandboxPool:
     """Return the sandbox of this process for the spec. It ends with the process.
 
     Raises:
         NoSandboxError: none holds on this machine.
     """
-    return SandboxPool(choose_tier(spec.tier).tier, num_zygotes=spec.num_zygotes, limits=spec.limits)
+    return SandboxPool(tier_chosen(spec.tier).tier, num_zygotes=spec.num_zygotes, limits=spec.limits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +101,23 @@ class CodeReward:
         if self.credit == "share" and outcome.num_tests:
             value = outcome.num_passed / outcome.num_tests
         return Score(value=value, extracted=f"{outcome.kind} {passed}")
+
+
+def sandbox_facts(*rewards: Reward | None) -> dict[str, Any] | None:
+    """Return what a run says of the sandbox of its rewards; None if none of them runs code."""
+    spec = next(filter(None, map(_sandbox_of, rewards)), None)
+    if spec is None:
+        return None
+    choice = tier_chosen(spec.tier)
+    return {"tier": choice.tier.name, "refused": dict(choice.refused), "limits": asdict(spec.limits), **choice.facts}
+
+
+def _sandbox_of(reward: Any) -> SandboxSpec | None:
+    """Return the sandbox of a reward, or of the first that it is made of."""
+    if isinstance(reward, CodeReward):
+        return reward.sandbox
+    inner = [part.reward for part in getattr(reward, "parts", ())] or [getattr(reward, "reward", None)]
+    return next(filter(None, (_sandbox_of(each) for each in inner if each is not None)), None)
 
 
 def code_in(completion: str) -> str:

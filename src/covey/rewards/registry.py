@@ -9,6 +9,7 @@ from typing import Any
 
 from covey.rewards.base import FunctionReward, Reward, as_reward
 from covey.rewards.chat_endpoint import AnswerFormat, ChatEndpoint
+from covey.rewards.code import hidden_tests, public_tests
 from covey.rewards.combine import CombinedReward, How, combine_rewards
 from covey.rewards.judge import PairwiseJudge, PointwiseJudge, pairwise_judge, pointwise_judge
 from covey.rewards.math import math_answer
@@ -145,6 +146,8 @@ REWARDS: Mapping[str, Callable[..., Reward]] = {
     "pattern": pattern,
     "repetition": repetition,
     "cosine_length": cosine_length,
+    "public_tests": public_tests,
+    "hidden_tests": hidden_tests,
     "judge": make_judge,
     "pairwise_judge": make_pairwise_judge,
 }

@@ -7,7 +7,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import cloudpickle
 
 from covey.rewards.asynchronous import GRACE_S, AsyncReward
 from covey.rewards.base import Reward, Sample, ScoresBatches
+from covey.rewards.code import CodeReward, SandboxSpec
 from covey.rewards.combine import CombinedReward
 from covey.rewards.control import ControlReward
 from covey.rewards.dispatch import Call, Dispatch, SentReward, chunks_of
@@ -44,6 +45,8 @@ class WorkerSpec:
     """Once more than this share of a batch's calls has hung or died, the rest of the batch is not tried."""
     max_log_bytes: int = 1 << 20
     """How much of what the functions print is kept."""
+    sandbox: SandboxSpec = field(default_factory=SandboxSpec)
+    """Where the candidates of rewards that run code run."""
 
 
 class RewardWorkers:
@@ -80,12 +83,16 @@ class RewardWorkers:
         A reward that says `runs_inline` stays in the training process. Name, range, columns and parts are the same.
 
         Raises:
-            CoveyError: it cannot be sent to another process.
+            CoveyError: it cannot be sent to another process, or needs a sandbox and none holds here.
         """
         if isinstance(reward, CombinedReward):
             return replace(reward, parts=tuple(replace(part, reward=self.isolated(part.reward)) for part in reward.parts))
         if isinstance(reward, OverlongPenalised | ControlReward):
             return replace(reward, reward=self.isolated(reward.reward))
+        if isinstance(reward, CodeReward):
+            sandboxed = replace(reward, sandbox=self.spec.sandbox)
+            sandboxed.prepare()
+            return sandboxed
         if isinstance(reward, AsyncReward):
             reward = replace(reward, timeout_s=self.spec.timeout_s)
         if self.spec.num_workers == 0 or getattr(reward, "runs_inline", False):

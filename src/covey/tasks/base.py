@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from covey.rewards.base import Reward, Sample, safe_score
+from covey.rewards.base import Reward, Sample, score_all
 from covey.sampling import permutation, stream_key
 from covey.types import CoveyError, Prompt
 
@@ -76,10 +76,8 @@ class Task:
                 raise CoveyError(f"task {self.name!r}: {where} holds training question {shared[0]!r}")
         self._check_twins()
         probes = [*self.probes, *(honeypot_probe(prompt) for prompt in self.honeypots if TRUE_ANSWER in prompt.tags)]
-        for probe in probes:
-            if self.gold is None:
-                break
-            verdict = safe_score(self.gold, probe_sample(probe))
+        verdicts = score_all(self.gold, [probe_sample(probe) for probe in probes]) if self.gold is not None else []
+        for probe, verdict in zip(probes if self.gold is not None else (), verdicts, strict=True):
             if verdict.value != float(probe.is_right):
                 raise CoveyError(
                     f"task {self.name!r}: its verifier {self.gold.name!r} gives {verdict.value} to {probe.completion!r} for "

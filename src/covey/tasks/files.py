@@ -19,7 +19,8 @@ from covey.tasks.base import PARTS, TRUE_ANSWER, Part, Probe, Task
 from covey.tasks.data_options import DataOptions, data_options
 from covey.tasks.data_rows import BadRow, Row, read_rows
 from covey.tasks.overlap import overlap_notes
-from covey.tasks.presets import PRESETS, Preset, RowError, columns_preset, value_of
+from covey.tasks.presets import PRESETS, Preset, columns_preset
+from covey.tasks.row_values import RowError, value_of
 from covey.types import CoveyError, Message, Prompt, Score
 
 HELD_OUT_SHARE = 0.2

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from covey.rewards.base import FunctionReward, Reward, Sample, score_of
+from covey.rewards.code import hidden_tests
 from covey.rewards.extract import normalise, numbers_in
 from covey.rewards.registry import find_reward
+from covey.tasks.code_presets import humaneval_answer, mbpp_answer, mbpp_prompt, program_answer
+from covey.tasks.row_values import RowError, Values, text_of, value_of
 from covey.tasks.wording import is_cut
 from covey.types import Score
-
-Values = Mapping[str, Any]
-"""A row's values by column."""
-
 
 MAX_DIGITS = 50
 """Answers with more are refused: no verifier should have to write them out."""
 
 _BRACE = re.compile(r"\\f?boxed\s*\{|(?<!\\)[{}]")
-
-
-class RowError(Exception):
-    """A row that no question can be made of; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,34 +38,6 @@ class Preset:
     """A name of the reward table; empty = none comes with Covey, and the recipe must name one."""
     gold: Callable[[], Reward] | None = None
     """A verifier stricter than that one; None = it has none."""
-
-
-def value_of(values: Values, column: str) -> Any:
-    """Return the value of a column; "a.b" is the key b of the mapping in column a.
-
-    Raises:
-        RowError: there is none, or it is empty.
-    """
-    value: Any = values
-    for key in [column] if column in values else column.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            raise RowError(f"it has no column {column!r}; its columns are {', '.join(values) or 'none'}")
-        value = value[key]
-    if value is None or value in ("", [], ()) or (isinstance(value, str) and not value.strip()):
-        raise RowError(f"its column {column!r} is empty")
-    return value
-
-
-def text_of(values: Values, column: str) -> str:
-    """Return the text in a column.
-
-    Raises:
-        RowError: it holds none.
-    """
-    value = value_of(values, column)
-    if not isinstance(value, str):
-        raise RowError(f"its column {column!r} holds {str(value)[:40]!r}, and not a text")
-    return value
 
 
 def number_text(value: object) -> str:
@@ -134,24 +101,6 @@ def body_and_question(values: Values) -> str:
     return f"{body if body[-1] in '.?!' else body + '.'} {text_of(values, 'Question').strip()}"
 
 
-def mbpp_prompt(values: Values) -> str:
-    """Return the task with its first test, which names the function (MBPP: `text`; in the sanitized edition `prompt`)."""
-    task = text_of(values, "text" if "text" in values else "prompt").strip()
-    return f"{task}\nThe function must pass this test:\n{tests_of(values)[0]}"
-
-
-def tests_of(values: Values) -> list[str]:
-    """Return the assertions of an MBPP task.
-
-    Raises:
-        RowError: its column is no list of texts.
-    """
-    tests = value_of(values, "test_list")
-    if not isinstance(tests, list | tuple) or not all(isinstance(test, str) for test in tests):
-        raise RowError("its column 'test_list' is no list of texts")
-    return list(tests)
-
-
 def marked_number(sample: Sample) -> Score:
     """Return 1 if the completion has one "####" and behind it stands the answer and nothing else, else 0."""
     text = normalise(sample.completion)
@@ -205,15 +154,27 @@ PRESETS: dict[str, Preset] = {
     ),
     "mbpp": Preset(
         prompt=mbpp_prompt,
-        answer=tests_of,
+        answer=mbpp_answer,
         columns=("text", "prompt"),
         template="Write a Python function. {prompt}\nAnswer with just the code.",
+        verifier="public_tests",
+        gold=hidden_tests,
     ),
     "humaneval": Preset(
         prompt=lambda values: text_of(values, "prompt"),
-        answer=lambda values: text_of(values, "test"),
+        answer=humaneval_answer,
         columns=("prompt",),
         template="Complete this Python function. Answer with just the code of the whole function.\n\n{prompt}",
+        verifier="public_tests",
+        gold=hidden_tests,
+    ),
+    "programs": Preset(
+        prompt=lambda values: text_of(values, "question"),
+        answer=program_answer,
+        columns=("question",),
+        template="{prompt}\nWrite a Python program that reads standard input and prints the answer. Answer with just the code.",
+        verifier="public_tests",
+        gold=hidden_tests,
     ),
 }
 

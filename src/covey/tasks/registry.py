@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from covey.tasks import arithmetic, comparison, countdown, format_following, letters, sorting, word_problems
+from covey.tasks import arithmetic, comparison, countdown, format_following, functions, letters, sorting, word_problems
 from covey.tasks.base import PARTS, Task
 from covey.tasks.files import files_task
 from covey.tasks.given import demonstrations_task, preferences_task
@@ -20,6 +20,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "word_problems": word_problems.word_problems,
     "format_following": format_following.format_following,
     "letters": letters.letters,
+    "functions": functions.functions,
 }
 """(level) -> task: Covey's own. All of them pass tests/contracts/test_tasks.py at every level."""
 
@@ -31,6 +32,7 @@ TASK_LEVELS: dict[str, tuple[str, ...]] = {
     "word_problems": tuple(word_problems.LEVELS),
     "format_following": tuple(format_following.LEVELS),
     "letters": tuple(letters.LEVELS),
+    "functions": tuple(functions.LEVELS),
 }
 
 SOURCES: dict[str, Callable[[Mapping[str, Any]], Task]] = {
@@ -49,6 +51,7 @@ SUMMARIES: dict[str, str] = {
     "word_problems": "stories of one or two steps; the twins have other names and things",
     "format_following": "trivial questions, answered in a demanded form and nothing else",
     "letters": "a letter of a made-up word, how often it occurs, a word backwards",
+    "functions": "Python functions written to order; run in a sandbox, judged by hidden tests",
     "files": "your own questions: JSONL, JSON, Parquet or a data set of the Hugging Face hub",
     "reasoning_gym": "the generators of the package reasoning-gym, judged by exact match",
     "preferences": "your own pairs, JSONL with prompt, chosen and rejected: for the rows dpo and ipo",
