@@ -76,11 +76,14 @@ class Task:
                 raise CoveyError(f"task {self.name!r}: {where} holds training question {shared[0]!r}")
         self._check_twins()
         probes = [*self.probes, *(honeypot_probe(prompt) for prompt in self.honeypots if TRUE_ANSWER in prompt.tags)]
-        verdicts = score_all(self.gold, [probe_sample(probe) for probe in probes]) if self.gold is not None else []
-        for probe, verdict in zip(probes if self.gold is not None else (), verdicts, strict=True):
+        if self.gold is not None:
+            self._check_gold(self.gold, probes)
+
+    def _check_gold(self, gold: Reward, probes: Sequence[Probe]) -> None:
+        for probe, verdict in zip(probes, score_all(gold, [probe_sample(probe) for probe in probes]), strict=True):
             if verdict.value != float(probe.is_right):
                 raise CoveyError(
-                    f"task {self.name!r}: its verifier {self.gold.name!r} gives {verdict.value} to {probe.completion!r} for "
+                    f"task {self.name!r}: its verifier {gold.name!r} gives {verdict.value} to {probe.completion!r} for "
                     f"{probe.prompt.text!r}; {float(probe.is_right)} is right. {verdict.error or ''}"
                 )
 

@@ -24,6 +24,8 @@ from covey.rewards.sandbox.zygotes import EndedError, Ending, Execution, Zygote,
 MAX_OUTPUT_BYTES = 1 << 20
 MAX_CALLS = 10_000
 """Of a candidate by one set of tests."""
+STARVED_FRAC = 0.05
+"""An execution that was given up after having run for more than this share of the time may have been willing to go on."""
 _NOTHING = wire.encode({})
 _PIECE_BYTES = 1 << 16
 _KINDS: dict[str, OutcomeClass] = {"MemoryError": "memory", "WireError": "wrong"}
@@ -205,7 +207,10 @@ def outcome_of_ending(ending: Ending, limits: Limits) -> Outcome:
     if ending.is_over_time(limits):
         return Outcome(kind="timeout", detail=f"{limits.cpu_s} s of processor time", cpu_s=ending.cpu_s)
     if ending.has_stalled:
-        return Outcome(kind="timeout", detail=f"it stood still for {limits.wall_s:g} s", cpu_s=ending.cpu_s, has_stalled=True)
+        # Who sleeps uses no processor time; who was given too little of it has used some.
+        is_starved = ending.cpu_s > STARVED_FRAC * limits.wall_s
+        detail = f"no answer in {limits.wall_s:g} s, of which it ran for {ending.cpu_s:.2f} s"
+        return Outcome(kind="timeout", detail=detail, cpu_s=ending.cpu_s, was_starved=is_starved)
     return Outcome(kind="crashed", detail=f"its process ended with {ending.exit_code}", cpu_s=ending.cpu_s)
 
 

@@ -44,8 +44,8 @@ class Outcome:
     num_tests: int = 0
     detail: str = ""
     cpu_s: float = 0.0
-    has_stalled: bool = False
-    """Whether it was given up after a time of waiting, which a stuck machine may have caused as well."""
+    was_starved: bool = False
+    """Whether it was given up while it ran, which is the machine's doing as likely as its own."""
 
     @property
     def has_passed(self) -> bool:

@@ -127,9 +127,9 @@ class SandboxPool:
                 reason = str(error)
                 self._drop(number)
                 continue
-            if not outcome.has_stalled or attempt:
+            if not outcome.was_starved or attempt:
                 return outcome
-            self._drop(number)  # Once more in a fresh one: it may have been the machine that stood still.
+            self._drop(number)  # Once more in a fresh one: it may have been the machine that was busy.
         return self._blame(number, reason)
 
     def _blame(self, number: int, reason: str) -> Outcome:

@@ -15,13 +15,15 @@ class Limits:
     """Of address space, the interpreter's own included."""
     num_files: int = 64
     stack_mb: int = 8
+    patience: float = 5.0
+    """How many times its processor time may pass, and two seconds more, before the judge gives up waiting."""
     num_threads: int = 64
     """Counts for all processes of the user; root is exempt, and then memory bounds it."""
 
     @property
     def wall_s(self) -> float:
-        """When the judge gives up waiting: an execution that sleeps, or a machine that is stuck."""
-        return 5.0 * self.cpu_s + 2.0
+        """When the judge gives up waiting: for an execution that sleeps, or on a machine that is stuck."""
+        return self.patience * self.cpu_s + 2.0
 
     def rows(self) -> dict[str, tuple[int, int]]:
         """Return what is limited, by the limit's name, to what."""

@@ -55,8 +55,8 @@ def filter_program(*, pid: int, machine: str, without: Iterable[str] = ()) -> li
         number = rule.numbers[column]
         if number is not None:
             program += _allowed_block(number) if name in lifted else _rule_block(number, rule.tests)
-    for numbers in syscalls.ABSENT.values():
-        program += _answered_block(numbers[column], _ERRNO | errno.ENOSYS)
+    for name, numbers in syscalls.ABSENT.items():
+        program += _answered_block(numbers[column], _ALLOW if name in lifted else _ERRNO | errno.ENOSYS)
     return [*program, instruction(_RETURN, _ALLOW if "default" in lifted else _ERRNO | errno.EPERM)]
 
 

@@ -64,7 +64,8 @@ class Zygote:
             os.setgroups([])
             os.setresgid(*[self._setup.user] * 3)
             os.setresuid(*[self._setup.user] * 3)
-        drop_capabilities()
+        if "capabilities" not in self._setup.without:
+            drop_capabilities()
         version = landlock.restrict_files(self._setup.readable) if self._setup.readable is not None else 0
         prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1)
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
