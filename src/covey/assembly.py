@@ -180,12 +180,18 @@ def sandbox_spec(recipe: Recipe) -> SandboxSpec:
 
 
 def with_sandbox(task: Task, recipe: Recipe) -> Task:
-    """Return the task with its own rewards for code in the recipe's sandbox: its self-check runs code before anything else."""
+    """Return the task with its own rewards for code in the recipe's sandbox: its self-check runs code before anything else.
+
+    Raises:
+        NoSandboxError: none holds on this machine.
+    """
     found = {
         side: replace(reward, sandbox=sandbox_spec(recipe))
         for side, reward in (("proxy", task.proxy), ("gold", task.gold))
         if isinstance(reward, CodeReward)
     }
+    for reward in found.values():
+        reward.prepare()
     return replace(task, **found) if found else task
 
 

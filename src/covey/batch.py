@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -116,6 +117,24 @@ def select_groups(batch: Batch, groups: Sequence[int]) -> Batch:
         held_back=pick(batch.held_back),
         returns=pick(batch.returns),
     )
+
+
+def with_old_logprobs(batch: Batch, old_logprobs: Tensor | None) -> Batch:
+    """Return the batch with the log-probs that its importance ratios compare with."""
+    return dataclasses.replace(batch, scores=dataclasses.replace(batch.scores, old_logprobs=old_logprobs))
+
+
+def gather_groups(
+    minibatches: Sequence[Sequence[int]], pieces: Sequence[Tensor | None], *, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return one grid [B, T] from those of a pass's minibatches; 0 where one has none."""
+    grid = torch.zeros(like.shape, dtype=dtype)
+    num_groups = sum(len(groups) for groups in minibatches)
+    by_group = grid.reshape(num_groups, -1, like.shape[1])
+    for groups, piece in zip(minibatches, pieces, strict=False):
+        if piece is not None:
+            by_group[list(groups)] = piece.reshape(len(groups), -1, like.shape[1]).to(dtype)
+    return grid
 
 
 def _float64(values: list) -> Float64[Tensor, "..."]:

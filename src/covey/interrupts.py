@@ -1,11 +1,14 @@
-"""Stopping at a step boundary when the user or the system asks for it."""
+"""Stopping at a step boundary when the user or the system asks for it, and saying where a run stands that does not move."""
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
@@ -43,3 +46,44 @@ def stop_on_signals() -> Generator[StopRequest]:
     finally:
         for number in caught:
             signal.signal(number, previous[number])
+
+
+class Watchdog:
+    """Writes where every thread stands, once a step has taken too long, and again after each such time.
+
+    The interpreter's own thread does it (`faulthandler`), by the monotonic clock: it needs no lock that the run may hold.
+    """
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._file = open(path, "a", opener=_private) if timeout_s else None  # noqa: SIM115 - as long as the run
+        self._path = path
+
+    def move(self) -> None:
+        """Say that the run has got on."""
+        if self._file is not None:
+            faulthandler.dump_traceback_later(self._timeout_s, repeat=True, file=self._file)
+
+    def close(self) -> None:
+        """Watch no more. A file in which nothing was written is removed."""
+        if self._file is None:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+        if not self._path.stat().st_size:
+            self._path.unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+@contextmanager
+def watchdog(path: Path, timeout_s: float) -> Generator[Watchdog]:
+    """Watch over the block; 0 seconds: not at all."""
+    found = Watchdog(path, timeout_s)
+    found.move()
+    try:
+        yield found
+    finally:
+        found.close()

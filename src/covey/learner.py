@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from covey.algos.aggregate import sequence_weights
 from covey.algos.controllers import adaptive_beta, entropy_coefficient
 from covey.algos.kl import KL_TERMS
 from covey.algos.objective import Coefficients, LossInputs, Objective, policy_loss
-from covey.batch import select_groups
+from covey.batch import gather_groups, select_groups, with_old_logprobs
 from covey.credit import assign_credit, pair_metrics, selected_rows
 from covey.critic import Critic
 from covey.distance import distance_metrics
@@ -23,11 +24,15 @@ from covey.distributed import ALONE, Ranks
 from covey.learner_specs import ControllerSpec, LearnerSpec, ScoringSpec, Update
 from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
 from covey.models.adamw import new_adamw
+from covey.models.memory import is_out_of_memory
 from covey.models.scoring import CompletionScores, Pack, plan_scoring, score_completions
 from covey.sampling import permutation, stream_key
 from covey.tensors import Batch, Scores, Tokens
 from covey.token_choice import TokenChoice
-from covey.types import CoveyError
+
+Result = TypeVar("Result")
+
+MAX_HALVINGS = 6
 
 
 class Learner:
@@ -58,6 +63,8 @@ class Learner:
         self.ranks = ranks
         self.optimizer = new_adamw(model, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay)
         self.num_updates = 0
+        self.num_halvings = 0
+        """How often memory has run out, and micro-batches were halved from then on."""
         self.budget_left_frac: float | None = None
         """What is left of a budget of tokens, where one ends the run; the rate then falls with it, and not with the updates."""
 
@@ -126,7 +133,7 @@ class Learner:
         ]
         parts = [select_groups(batch, groups) for minibatches in plan for groups in minibatches]
         old = [None, *(self.score(self.model, part.tokens, self.rows_with_gradient(part)).logprobs for part in parts[1:])]
-        with_old = [_with_old(part, logprobs) for part, logprobs in zip(parts, old, strict=True)]
+        with_old = [with_old_logprobs(part, logprobs) for part, logprobs in zip(parts, old, strict=True)]
         updates = [self._update_both(part, progress=progress) for part in with_old]
         metrics = merge_metrics(update.metrics for update in updates) | self.choice.metrics(batch)
         if batch.margins is not None and len(batch.margins):
@@ -136,8 +143,8 @@ class Learner:
             is_scored = batch.mask if self.objective.spec.selects else batch.tokens.completion_mask
         else:  # Of the first pass: the rows with a gradient, each as its minibatch saw it before the first update.
             first_old = [updates[0].logprobs, *old[1 : len(plan[0])]]
-            logprobs = _gather_groups(plan[0], first_old, like=batch.mask, dtype=self._dtype)
-            is_scored = _gather_groups(plan[0], [update.is_scored for update in updates], like=batch.mask, dtype=torch.bool)
+            logprobs = gather_groups(plan[0], first_old, like=batch.mask, dtype=self._dtype)
+            is_scored = gather_groups(plan[0], [update.is_scored for update in updates], like=batch.mask, dtype=torch.bool)
         num_updates = sum(update.num_updates for update in updates)
         if bool(is_scored.any()):
             metrics |= distance_metrics(batch, logprobs, is_scored)
@@ -186,22 +193,15 @@ class Learner:
         """Make one optimizer step on the whole batch, however it is cut, and return its metrics and log-probs.
 
         A batch in which nothing can move the weights makes no step at all (momentum alone would move them) and has no
-        metrics.
-
-        Raises:
-            CoveyError: the gradient is not finite; weights and optimizer are untouched.
+        metrics. One whose gradient is not finite makes none either, and its metrics say `update/skipped`.
         """
         if not self.rows_with_gradient(batch):
             return Update()
-        self.optimizer.zero_grad(set_to_none=True)
         update = self.accumulate_gradient(batch, progress=progress)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise CoveyError(
-                f"the norm of the gradient is {norm}: training has diverged, and this update was not made. Resume from the "
-                "last checkpoint, or start again with a lower train.learning_rate"
-            )
+            return dataclasses.replace(update, metrics={"update/skipped": Sum(1)})
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -222,21 +222,50 @@ class Learner:
             max_length=self.spec.max_new_tokens,
             dtype=self._dtype,
         )
-        logprobs, is_scored = torch.zeros(batch.mask.shape, dtype=self._dtype), torch.zeros(batch.mask.shape[0])
         micro_batches = self.ranks.share(self._plan(batch.tokens, self.rows_with_gradient(batch)))
-        pieces: list[dict[str, Metric]] = []
-        for done, packs in enumerate(micro_batches, start=1):
-            rows = torch.tensor([row for pack in packs for row in pack.rows])
-            piece, seen = self._backward(batch, packs, rows, weights[rows])
-            pieces.append(piece)
-            logprobs[rows], is_scored[rows] = seen.to(logprobs.dtype), 1.0
-            progress(done, len(micro_batches))
+
+        def work(micro_batches: list[list[Pack]]) -> tuple[list[dict[str, Metric]], Tensor, Tensor]:
+            self.optimizer.zero_grad(set_to_none=True)
+            logprobs, is_scored = torch.zeros(batch.mask.shape, dtype=self._dtype), torch.zeros(batch.mask.shape[0])
+            pieces: list[dict[str, Metric]] = []
+            for done, packs in enumerate(micro_batches, start=1):
+                rows = torch.tensor([row for pack in packs for row in pack.rows])
+                piece, seen = self._backward(batch, packs, rows, weights[rows])
+                pieces.append(piece)
+                logprobs[rows], is_scored[rows] = seen.to(logprobs.dtype), 1.0
+                progress(done, len(micro_batches))
+            return pieces, logprobs, is_scored
+
+        pieces, logprobs, is_scored = self._within_memory(batch.tokens, micro_batches, work)
         self._sum_over_ranks(logprobs, is_scored)
         return Update(
-            metrics=merge_metrics(self.ranks.gather(pieces)),
+            metrics=merge_metrics(self.ranks.gather(pieces)) | self._halvings(),
             logprobs=logprobs,
             is_scored=batch.tokens.completion_mask & (is_scored > 0)[:, None],
         )
+
+    def _within_memory(
+        self, tokens: Tokens, micro_batches: list[list[Pack]], work: Callable[[list[list[Pack]]], Result]
+    ) -> Result:
+        """Do the work on these micro-batches; where memory runs out, all of it again in micro-batches of half the size.
+
+        Sums over micro-batches are the same but for their last bits. This rank's rows stay its own: the others need not know.
+        """
+        while True:
+            try:
+                return work(micro_batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.num_halvings == MAX_HALVINGS:
+                    raise
+            self.num_halvings += 1
+            self.scoring = dataclasses.replace(
+                self.scoring, max_tokens_per_micro_batch=max(1, self.scoring.max_tokens_per_micro_batch // 2)
+            )
+            micro_batches = self._plan(tokens, [row for packs in micro_batches for pack in packs for row in pack.rows])
+
+    def _halvings(self) -> dict[str, Metric]:
+        """Return how often memory has run out so far, if it ever has."""
+        return {"memory/halvings": Mean(self.num_halvings, 1)} if self.num_halvings else {}
 
     def _sum_over_ranks(self, *grids: Tensor) -> None:
         """Add up gradients and grids of all ranks; one alone has them already."""
@@ -273,11 +302,15 @@ class Learner:
         if wanted is None:
             wanted = tokens.completion_mask.any(dim=1).nonzero()[:, 0].tolist()
         logprobs, entropy = torch.zeros(2, *tokens.completion_ids.shape, dtype=self._dtype).unbind()
-        with torch.no_grad():
-            for packs in self.ranks.share(self._plan(tokens, wanted)):
+
+        def work(micro_batches: list[list[Pack]]) -> None:
+            for packs in micro_batches:
                 rows = torch.tensor([row for pack in packs for row in pack.rows])
                 scores = self._score(model, tokens, packs)
                 logprobs[rows], entropy[rows] = scores.logprobs.to(logprobs.dtype), scores.entropy.to(entropy.dtype)
+
+        with torch.no_grad():
+            self._within_memory(tokens, self.ranks.share(self._plan(tokens, wanted)), work)
         self.ranks.sum([logprobs, entropy])
         return CompletionScores(logprobs=logprobs, entropy=entropy)
 
@@ -311,30 +344,6 @@ class Learner:
         if batch.held_back is not None:
             has_term = has_term | batch.held_back.any(dim=1)
         return (batch.mask.any(dim=1) & has_term).nonzero()[:, 0].tolist()
-
-
-def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, *, mix: float) -> None:
-    """Move the reference's weights towards the policy's: reference = (1 - mix) reference + mix policy."""
-    with torch.no_grad():
-        for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
-            old.lerp_(new, mix)
-
-
-def _with_old(part: Batch, old_logprobs: Tensor | None) -> Batch:
-    return dataclasses.replace(part, scores=dataclasses.replace(part.scores, old_logprobs=old_logprobs))
-
-
-def _gather_groups(
-    minibatches: Sequence[Sequence[int]], pieces: Sequence[Tensor | None], *, like: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Return one grid [B, T] from those of a pass's minibatches; 0 where one has none."""
-    grid = torch.zeros(like.shape, dtype=dtype)
-    num_groups = sum(len(groups) for groups in minibatches)
-    by_group = grid.reshape(num_groups, -1, like.shape[1])
-    for groups, piece in zip(minibatches, pieces, strict=False):
-        if piece is not None:
-            by_group[list(groups)] = piece.reshape(len(groups), -1, like.shape[1]).to(dtype)
-    return grid
 
 
 def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:

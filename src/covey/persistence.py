@@ -39,6 +39,10 @@ class Progress:
     """Seconds in the loop, summed over resumes."""
     is_checked: bool = False
     """Whether the checks and the evaluation before training are done."""
+    num_skipped: int = 0
+    """Updates in a row that were not made, because their gradient was not finite."""
+    num_returns: int = 0
+    """How often the run has gone back to a checkpoint because of them."""
     is_over: bool = False
     """Whether the run has ended before its last step, because a budget was used up."""
 

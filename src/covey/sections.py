@@ -21,6 +21,10 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 
 
+MAX_NAME_BYTES = 200
+"""Of a run: file systems take 255, and Covey appends a number where a name is taken."""
+
+
 class RunSection(Section):
     name: str = Field("", description="name of the run directory; empty = the recipe's file name")
     directory: str = Field("runs", description="where run directories are made")
@@ -28,7 +32,20 @@ class RunSection(Section):
     num_threads: NotNegative = Field(
         0, description="processor threads; 0 = one for each core, shared by the processes on a machine"
     )
+    watchdog_s: NotNegative = Field(
+        3600, description="a step that takes longer than this writes where each thread stands to stalled.txt; 0 = never"
+    )
     sinks: tuple[str, ...] = Field((), description=f"trackers to copy the metrics to: {', '.join(SINKS)}")
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_name(cls, name: str) -> str:
+        if name in (".", "..") or "/" in name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
+            raise ValueError(
+                f"{name[:60]!r} is no name of a directory: give one of at most {MAX_NAME_BYTES} bytes without '/'; where runs "
+                "are made is run.directory"
+            )
+        return name
 
     @field_validator("sinks")
     @classmethod

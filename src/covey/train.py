@@ -13,10 +13,11 @@ from covey.credit import held_out_metrics
 from covey.distance import RowDistance, row_distances
 from covey.evaluate import evaluate
 from covey.given import given_groups
-from covey.interrupts import stop_on_signals
-from covey.learner import refresh_reference
+from covey.interrupts import stop_on_signals, watchdog
 from covey.metrics import Metric, Sum, metric_values
+from covey.mishaps import SKIPPED, follow_skipped
 from covey.models.neutral_text import neutral_nll
+from covey.models.reference import refresh_reference
 from covey.monitor.profile import CLIPPING, OPTIMIZER, Profile
 from covey.oversight import (
     audit_reward,
@@ -48,7 +49,11 @@ def train(session: Session, profile: Profile | None = None) -> bool:
         done = "the run was ended early, events.jsonl says why," if progress.is_over else "all steps are done"
         message = f"going on after step {progress.step}, {left} to go" if left else f"{done} and nothing is left to train"
         session.recorder.event(progress.step, "resumed", message)
-    with stop_on_signals() as stop, errors_recorded(session):
+    with (
+        stop_on_signals() as stop,
+        errors_recorded(session),
+        watchdog(session.run.stalled, recipe.run.watchdog_s) as watch,
+    ):
         load_and_prove_weights(session.engine, session.state.policy, progress.policy_version, ranks=ranks)
         if not progress.is_checked:
             prepare(session, clock)
@@ -57,6 +62,7 @@ def train(session: Session, profile: Profile | None = None) -> bool:
         is_stopped = ranks.any(stop.is_requested)
         while not is_finished(session) and not is_stopped:
             train_step(session, clock)
+            watch.move()
             is_stopped = ranks.any(stop.is_requested)
             is_saved = is_due(progress.step, recipe.checkpoint.every) or is_best_so_far(session)
             if is_saved and not is_finished(session):
@@ -124,10 +130,11 @@ def train_step(session: Session, clock: Clock) -> None:
     if sampled.used:
         update_metrics, distances = update_policy(session, clock, sampled)
         metrics |= update_metrics
+    progress.step = step
+    follow_skipped(session, metrics)
     reference, algorithm = session.state.reference, recipe.algorithm
     if reference is not None and is_due(step, algorithm.reference_every):
         refresh_reference(reference, session.state.policy.model, mix=algorithm.reference_mix)
-    progress.step = step
     metrics |= prompts.curriculum_metrics() | {
         "optimizer/num_updates": Sum(session.state.learner.num_updates),
         "policy/version": Sum(progress.policy_version),
@@ -144,7 +151,7 @@ def train_step(session: Session, clock: Clock) -> None:
     if clock.profile is not None:
         trained = metrics.get("tokens/trained")
         clock.profile.count(num_sampled=num_tokens, num_trained=trained.value if trained else 0.0)
-    save_rollouts = is_due(step, recipe.checkpoint.rollouts_every)
+    save_rollouts = SKIPPED in metrics or is_due(step, recipe.checkpoint.rollouts_every)
     session.recorder.step(
         step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts, distances=distances
     )
@@ -181,6 +188,7 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
     reference, step = session.state.reference, progress.step + 1
     is_on_policy = session.sampler is session.engine and not session.rollouts.is_given
     tokens = make_tokens(sampled.used, sampled.dropped, session.stats, is_on_policy=is_on_policy)
+    halvings = learner.num_halvings
     with clock.phase("scoring_s"):
         batch = learner.make_batch(tokens, learner.make_scores(tokens, reference), step=step)
     with clock.phase("update_s"):
@@ -188,6 +196,9 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
         update = learner.train_on(batch, step=step, progress=lambda done, total: show("update", done, total))
     if "mismatch/abs_mean" in update.metrics and (problem := disagreement(metric_values(update.metrics), policy.compute_dtype)):
         session.recorder.event(step, "warning", problem)
+    if learner.num_halvings > halvings:
+        tokens_left = learner.scoring.max_tokens_per_micro_batch
+        session.recorder.event(step, "warning", f"memory ran out: micro-batches have at most {tokens_left} tokens from now on")
     if update.num_updates:
         with clock.phase("load_weights_s"):
             progress.policy_version += 1

@@ -29,9 +29,10 @@ from torch.testing import assert_close
 from covey.algos.objective import Coefficients, Objective
 from covey.algos.registry import ALGORITHMS
 from covey.batch import make_tokens, select_groups
-from covey.learner import ControllerSpec, Learner, Update, refresh_reference
+from covey.learner import ControllerSpec, Learner, Update
 from covey.metrics import metric_values
 from covey.models.policy import Policy
+from covey.models.reference import refresh_reference
 from covey.tensors import Batch, Scores
 from covey.types import Group
 

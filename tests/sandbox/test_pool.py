@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.sandbox.conftest import QUICK
@@ -119,7 +120,8 @@ def test_who_breaks_the_sandbox_each_time_has_failed(tier: Tier, monkeypatch: py
             raise SandboxError("it is gone")
 
     with SandboxPool(tier, num_zygotes=1, limits=QUICK) as pool:
-        outcome = pool.grade(Broken(), GOOD)
+        broken: Any = Broken()
+        outcome = pool.grade(broken, GOOD)
         assert (outcome.kind, outcome.is_about_candidate) == ("crashed", True)
         assert "it is gone" in outcome.detail
 

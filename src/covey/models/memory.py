@@ -65,6 +65,11 @@ def affordable_tokens(model: PreTrainedModel, dtype: torch.dtype, *, available: 
     return max(_MIN_TOKENS, (available - fixed) // of_token)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether there was no memory for what was asked: on a processor torch has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def resident_bytes() -> int:
     """Return the memory that this process holds now; where that cannot be read, the most that it has held."""
     path = Path("/proc/self/statm")

@@ -143,6 +143,10 @@ class RunDirectory:
         return self.path / "profile.json"
 
     @property
+    def stalled(self) -> Path:
+        return self.path / "stalled.txt"
+
+    @property
     def costs(self) -> Path:
         return self.path / "costs.json"
 
