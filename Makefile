@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: train test check conformance mutants docs bench clean
+.PHONY: train test check conformance mutants torture torture-full docs bench clean
 
 # The environment is stamped, so that it is made once and again only if what it depends on changes.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -44,6 +44,13 @@ conformance: $(VENV)/.dev
 mutants: $(VENV)/.dev
 	$(PIP) install -c constraints.txt --group conformance
 	$(BIN)/python -m tests.conformance.generated $(ARGS)
+
+## Try to break the sandbox for code and the runs that cannot be lost: under 20 minutes, `torture-full` under 75.
+torture: $(VENV)/.dev
+	$(BIN)/python benchmarks/torture.py $(ARGS)
+
+torture-full: $(VENV)/.dev
+	$(BIN)/python benchmarks/torture.py --full $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

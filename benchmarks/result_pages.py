@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.compare_pages import answer_part, arm_part, section_part  # noqa: E402 - after the path
+
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "step-time.svg"
 SCALING_PICTURE = ROOT / "docs" / "images" / "scaling.svg"
@@ -283,6 +288,9 @@ def picture(result: Mapping[str, Any]) -> str:
     return "\n".join([head, title, f'<rect width="720" height="{top}" fill="#ffffff"/>', *lines, "</svg>", ""])
 
 
+COMPARED = ("grpo", "raft", "rloo", "dpo", "online_dpo", "ppo")
+"""Arms of the comparison that are rows of the algorithm table, each with a page."""
+
 Parts = Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]
 
 PAGES: dict[Path, Parts] = {
@@ -300,6 +308,15 @@ PAGES: dict[Path, Parts] = {
         "learned proxy": ("bt_proxy", learned_part),
     },
     ROOT / "docs" / "guide" / "audit.md": {"rewards": ("audit", audit_part)},
+    ROOT / "docs" / "guide" / "when-grpo.md": {
+        "answer": ("compare", answer_part),
+        "gold": ("compare", section_part("Gold on questions nobody trained on")),
+        "verdicts": ("compare", section_part("All verdicts")),
+        "time": ("compare", section_part("At equal time")),
+        "costs": ("compare", section_part("What it costs")),
+        "rates": ("compare", section_part("Learning rates")),
+    },
+    **{ROOT / "docs" / "algorithms" / f"{name}.md": {"result": ("compare", arm_part(name))} for name in COMPARED},
 }
 """What stands between the markers of each name on each page: the result that it is made of, and how."""
 

@@ -1,0 +1,1 @@
+"""What `benchmarks/torture.py` measures itself."""
