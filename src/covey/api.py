@@ -193,6 +193,7 @@ def plan_lines(recipe: Recipe, run: RunDirectory) -> list[str]:
 # What may differ between a run and its resumption, because it changes no number that was computed before.
 RESUMABLE_KEYS = {
     "run.num_threads",
+    "run.watchdog_s",
     "run.sinks",
     "train.num_steps",
     "evaluation.every",

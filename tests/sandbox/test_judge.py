@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import pytest
 
 from covey.rewards.sandbox.compare_values import Comparison, same_output
 from covey.rewards.sandbox.judge import AssertJob, CallJob, Case, Job, ProgramJob
 from covey.rewards.sandbox.outcomes import OUTCOMES
 from covey.rewards.sandbox.pool import SandboxPool
+from covey.rewards.sandbox.tiers import UNPROTECTED
 
 DOUBLE = CallJob(entry="f", cases=[Case(args=(2,), right=4), Case(args=(5,), right=10)])
 TESTS = AssertJob(entry="f", tests="def check(candidate):\n    assert candidate(2) == 4\n")
@@ -140,3 +144,27 @@ def test_numbers_in_output_may_differ_by_the_tolerance():
     assert same_output("3.14159 x", "3.141592 x", rel_tol=1e-5)
     assert not same_output("3.14 x", "3.141592 x", rel_tol=1e-5)
     assert not same_output("nan", "1", rel_tol=1e-5)
+
+
+def test_nobody_gets_left_out_by_what_he_answers(pool: SandboxPool):
+    """Tests that hand a candidate's own answer back to it cannot be made unsplittable by that answer."""
+    tests = "x = f([])\nfor _ in range(3):\n    x = f([x])\nassert x == 1"
+    deep = "def f(x):\n    r = x\n    for _ in range(50):\n        r = [r]\n    return r"
+    outcome = pool.grade(AssertJob(entry="f", tests=tests), deep)
+    assert (outcome.has_passed, outcome.is_about_candidate) == (False, True), outcome
+
+
+def test_many_open_files_of_the_trainer_are_no_hindrance(tmp_path: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip(f"this process may have {hard} files open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+    files = [open(tmp_path / "file", "w") for _ in range(1100)]  # noqa: SIM115 - closed below
+    try:
+        with SandboxPool(UNPROTECTED, num_zygotes=1) as pool:
+            assert pool.grade(DOUBLE, "def f(x): return 2 * x").has_passed
+            assert pool.grade(ECHO, "import sys\nprint(sys.stdin.read().strip())").has_passed
+    finally:
+        for file in files:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -7,7 +7,6 @@ run in an execution of their own against a stand-in; a program's whole output.
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from covey.rewards.sandbox.compare_values import Comparison, same_output
 from covey.rewards.sandbox.inside import wire
 from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.outcomes import Outcome, OutcomeClass
-from covey.rewards.sandbox.zygotes import EndedError, Ending, Execution, Zygote, execution
+from covey.rewards.sandbox.zygotes import EndedError, Ending, Execution, Zygote, execution, ready_files
 
 MAX_OUTPUT_BYTES = 1 << 20
 MAX_CALLS = 10_000
@@ -28,7 +27,7 @@ STARVED_FRAC = 0.05
 """An execution that was given up after having run for more than this share of the time may have been willing to go on."""
 _NOTHING = wire.encode({})
 _PIECE_BYTES = 1 << 16
-_KINDS: dict[str, OutcomeClass] = {"MemoryError": "memory", "WireError": "wrong"}
+_KINDS: dict[str, OutcomeClass] = {"MemoryError": "memory", "WireError": "wrong", "NoPlainDataError": "wrong"}
 """By the name of an exception, as the candidate's side of the wire tells it. A WireError: its answer is no plain data."""
 _VERDICTS: dict[str, OutcomeClass] = {"AssertionError": "wrong", "TimeoutError": "timeout"}
 """By the name of the exception that tests ended with."""
@@ -239,15 +238,15 @@ def _exchange(program: Execution, given: bytes, giving: FileIO, reading: FileIO)
         if not left and not giving.closed:
             giving.close()
         wait_s = max(0.0, program.deadline - time.monotonic())
-        ready, writable, _ = select.select([reading], [] if giving.closed else [giving], [], wait_s)
-        if not ready and not writable:
+        ready = ready_files([reading], [] if giving.closed else [giving], wait_s)
+        if not ready:
             return outcome_of_ending(program.end(has_stalled=True), program.limits)
-        if writable:
+        if giving in ready:
             try:
                 left = left[giving.write(left) or 0 :]
             except BrokenPipeError:
                 left = left[:0]  # It reads no further.
-        if ready:
+        if reading in ready:
             piece = reading.read(_PIECE_BYTES)
             if not piece:
                 return _written(program, bytes(written))

@@ -7,10 +7,10 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from covey.rewards.sandbox.inside import wire
 from covey.rewards.sandbox.inside.limits import Limits
@@ -52,6 +52,26 @@ class EndedError(Exception):
     def __init__(self, ending: Ending) -> None:
         super().__init__(f"it ended with {ending.exit_code}")
         self.ending = ending
+
+
+class HasFile(Protocol):
+    """What has a file number: sockets, pipes."""
+
+    def fileno(self) -> int: ...
+
+
+def ready_files(reading: Sequence[HasFile], writing: Sequence[HasFile], timeout_s: float) -> list[HasFile]:
+    """Return which of the files can be read from or written to, or have ended; none after the time.
+
+    By poll(2): select(2) knows no file number above 1,023, and a trainer may have more files open.
+    """
+    by_number = {file.fileno(): file for file in (*reading, *writing)}
+    poller = select.poll()
+    for file in reading:
+        poller.register(file, select.POLLIN)
+    for file in writing:
+        poller.register(file, select.POLLOUT)
+    return [by_number[number] for number, _ in poller.poll(max(0.0, 1000 * timeout_s))]
 
 
 class Zygote:
@@ -156,8 +176,7 @@ class Zygote:
 
     def _report(self, deadline: float) -> dict[str, Any] | None:
         """Return what the zygote says next, None if nothing until then."""
-        ready, _, _ = select.select([self._control], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not ready_files([self._control], [], deadline - time.monotonic()):
             return None
         try:
             data = self._control.recv(_MAX_REPORT_BYTES)
@@ -258,9 +277,8 @@ class Execution:
         return self._ending or self.end()
 
     def _wait(self, *, writing: bool = False) -> None:
-        left = self._deadline - time.monotonic()
-        reading, ready_to_write = ([], [self._connection]) if writing else ([self._connection], [])
-        if left <= 0 or not any(select.select(reading, ready_to_write, [], left)):
+        reading, writable = ([], [self._connection]) if writing else ([self._connection], [])
+        if not ready_files(reading, writable, self._deadline - time.monotonic()):
             raise EndedError(self.end(has_stalled=True))
 
 

@@ -121,7 +121,7 @@ def make_stand_in(channel: Channel) -> Callable[..., Any]:
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         try:
             sent_args, sent_kwargs = wire.encode(list(args)), wire.encode(kwargs)
-        except wire.WireError as error:
+        except wire.NoPlainDataError as error:
             raise Unsplittable(str(error)) from None
         channel.send({"call": sent_args, "kwargs": sent_kwargs})
         reply = channel.receive()

@@ -25,6 +25,10 @@ class WireError(ValueError):
     """A value that cannot be sent, or a message that is none."""
 
 
+class NoPlainDataError(WireError):
+    """A value of a kind that cannot be sent, however small. Nothing that has come over the wire is of such a kind."""
+
+
 def frame(message: Any) -> bytes:
     """Return the message with its length before it.
 
@@ -56,7 +60,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     """Return the value as JSON data. Subclasses of built-in types go as what they are built on.
 
     Raises:
-        WireError: it has no such form: a function, an object of a class of one's own, or nested too deeply.
+        NoPlainDataError: it has no such form: a function, an object of a class of one's own.
+        WireError: it is nested too deeply, or has no end.
     """
     if depth > MAX_DEPTH:
         raise WireError(f"nested more than {MAX_DEPTH} deep")
@@ -67,7 +72,7 @@ def encode(value: Any, depth: int = 0) -> Any:
             return writer(value, depth + 1)
     if hasattr(type(value), "__next__"):
         return _tagged("iterator", [encode(item, depth + 1) for item in _first(value)])
-    raise WireError(f"a value of type {type(value).__name__} is no plain data")
+    raise NoPlainDataError(f"a value of type {type(value).__name__} is no plain data")
 
 
 def _first(iterator: Iterator[Any]) -> Iterator[Any]:
