@@ -171,9 +171,7 @@ def open_task(recipe: Recipe, console: Console) -> Task:
 def said_of_sandbox(rewarder: Rewarder, console: Console) -> dict[str, Any]:
     """Return what `env.json` holds of the sandbox, and warn if there is none around the model's code."""
     facts = sandbox_facts(rewarder.proxy, rewarder.gold)
-    if facts is None:
-        return {}
-    if facts["tier"] == UNPROTECTED.name:
+    if facts is not None and facts["tier"] == UNPROTECTED.name:
         console.warn("reward.sandbox='unprotected': what the model writes runs with all that you may do on this machine")
     return {"sandbox": facts}
 

@@ -72,7 +72,7 @@ def test_every_documented_column_has_a_fixed_type(name: str) -> None:
 def test_the_files_of_a_run_are_the_documented_ones() -> None:
     run = RunDirectory(Path("run"))
     files = [run.recipe, run.env, run.metrics, run.timing, run.eval, run.guard, run.events, run.reward_output]
-    files += [run.costs, run.profile, run.report]
+    files += [run.costs, run.profile, run.report, run.stalled]
     table = first_column(PAGE.split("\n## ", 1)[0])
     assert {path.name for path in files} == {word for word in table if "/" not in word}
     assert {run.evals.name, run.rollouts.name, run.checkpoints.name} == {w.split("/")[0] for w in table if "/" in w}

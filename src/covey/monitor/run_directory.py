@@ -20,7 +20,7 @@ from covey.types import CoveyError
 SCHEMA_VERSION = 1
 ENV_KEYS = (
     *("schema_version", "covey_version", "name", "created_at", "command", "machine", "versions", "num_threads", "num_ranks"),
-    *("settings", "micro_batch_tokens"),
+    *("settings", "micro_batch_tokens", "sandbox"),
     *("compute_dtype", "model", "reward_range", "reference", "has_gold", "task", "algorithm", "formula"),
 )
 TIMING_KEYS = (

@@ -89,7 +89,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Model": model.get("name"),
         "Algorithm": run.env.get("algorithm"),
         "Task": run.env.get("task"),
-        "Sandbox": run.env.get("sandbox", {}).get("tier"),
+        "Sandbox": (run.env.get("sandbox") or {}).get("tier"),
         "Machine": machine.get("cpu"),
     }
     return {name: str(value) for name, value in facts.items() if value is not None}

@@ -28,7 +28,7 @@ MUTATIONS = [
         file=LEARNER,
         old="self._update_both(part, progress=progress) for part in with_old",
         new=(
-            "self._update_both(part if part.scores.old_logprobs is None else _with_old(part, "
+            "self._update_both(part if part.scores.old_logprobs is None else with_old_logprobs(part, "
             "self.score(self.model, part.tokens).logprobs), progress=progress) for part in with_old"
         ),
         tests=(f"{SUITE}test_updates_after_the_first_have_a_ratio_against_the_policy_before_it",),

@@ -17,10 +17,9 @@ MUTATIONS = [
         file=LEARNER,
         old=BACKWARD,
         new=(
-            "own = sequence_weights(\n"
-            "                batch.mask[rows], self.objective.aggregation, group_size=1, max_length=16, dtype=self._dtype\n"
-            "            )\n"
-            "            piece, seen = self._backward(batch, packs, rows, own)"
+            "own = sequence_weights("
+            "batch.mask[rows], self.objective.aggregation, group_size=1, max_length=16, dtype=self._dtype"
+            "); piece, seen = self._backward(batch, packs, rows, own)"
         ),
         tests=(CUTS,),
     ),
@@ -95,8 +94,8 @@ MUTATIONS = [
         number=49,
         name="later updates take their own log-probs for the old ones",
         file=LEARNER,
-        old="with_old = [_with_old(part, logprobs) for",
-        new="with_old = [_with_old(part, None) for",
+        old="with_old = [with_old_logprobs(part, logprobs) for",
+        new="with_old = [with_old_logprobs(part, None) for",
         tests=("tests/conformance/test_losses.py::test_updates_after_the_first_have_a_ratio_against_the_policy_before_it",),
     ),
     Mutation(
