@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -98,6 +100,43 @@ def test_nothing_is_left_behind(tier: Tier):
         time.sleep(0.02)
     assert children_of(os.getpid()) - before == set()
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_zygotes_stay_from_batch_to_batch(tier: Tier):
+    """A process may be told to end with its parent, and the kernel then means the thread that has started it."""
+    with SandboxPool(tier, limits=QUICK) as pool:
+        seen = []
+        for _ in range(3):
+            assert all(outcome.has_passed for outcome in pool.grade_all([(DOUBLE, GOOD)] * 20))
+            seen.append({number: zygote.process_id for number, zygote in pool._zygotes.items()})
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_trainer_that_is_killed_leaves_no_zygote(tier: Tier):
+    code = (
+        "import sys, time\nfrom covey.rewards.sandbox.pool import SandboxPool\nfrom covey.rewards.sandbox.tiers import TIERS\n"
+        "from covey.rewards.sandbox.judge import CallJob, Case\n"
+        "pool = SandboxPool(TIERS[sys.argv[1]])\njob = CallJob(entry='f', cases=[Case(args=(), right=1)])\n"
+        "pool.grade_all([(job, 'def f(): return 1')] * 8)\n"
+        "print(*[zygote.process_id for zygote in pool._zygotes.values()], flush=True)\n"
+        "pool.grade(job, 'def f():\\n    while True: pass')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tier.name], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        zygotes = [int(word) for word in trainer.stdout.readline().split()]
+        time.sleep(0.2)
+        trainer.kill()
+    assert zygotes
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, zygotes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [process_id for process_id in zygotes if is_alive(process_id)] == []
+
+
+def is_alive(process_id: int) -> bool:
+    """Return whether there is such a process, and not only what is left of one that nobody has waited for."""
+    path = Path(f"/proc/{process_id}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_zygote_that_dies_is_replaced(tier: Tier):

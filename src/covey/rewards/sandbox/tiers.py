@@ -82,7 +82,8 @@ def _bubblewrap_missing() -> str:
 
 def _bubblewrap_command(control: int) -> list[str]:
     command = [bubblewrap() or "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
-    command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
+    # No --die-with-parent: the kernel means the thread that started it, and a pool's threads end before the pool does.
+    command += ["--new-session", "--cap-drop", "ALL", "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
     for path in [*readable_paths(), interpreter()]:
         command += ["--ro-bind", path, path]
     return [*command, "--dev-bind", os.devnull, os.devnull, "--remount-ro", "/", "--chdir", "/", "--"]

@@ -68,7 +68,6 @@ class Zygote:
             drop_capabilities()
         version = landlock.restrict_files(self._setup.readable) if self._setup.readable is not None else 0
         prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1)
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(_PR_SET_DUMPABLE, 0)
         return {"ready": True, "landlock": version, "user": os.getuid()}
 
@@ -111,10 +110,10 @@ class Zygote:
         self._control.close()
         for handle in self._running:
             os.close(handle)
+        # With the zygote, whose own end is that of its socket.
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.dup2(
-            1, 2
-        )  # To /dev/null, as the zygote's own output; its errors go to the trainer, and no candidate may write there.
+        # To /dev/null: what the zygote says there goes to the trainer, and no candidate may speak in its name.
+        os.dup2(1, 2)
         channel, *streams = files
         for target, number in enumerate(streams):
             os.dup2(number, target)
