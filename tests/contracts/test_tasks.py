@@ -48,6 +48,9 @@ PINNED_IDS = {
     ("letters", "easy"): "daa969506b497754",
     ("letters", "medium"): "735f1883421b5610",
     ("letters", "hard"): "8a984d87220c53b6",
+    ("functions", "easy"): "dbdd32a1e94ddb8c",
+    ("functions", "medium"): "d03c81a59b48c4c8",
+    ("functions", "hard"): "9f109e0f36987c7f",
 }
 
 

@@ -1,6 +1,7 @@
 """Attempts to reach the machine from inside. Each returns "live" and what it reached; `bait` says where everything is.
 
-Every attempt is bounded, so that it does no harm where nothing holds it: the positive control runs them all unprotected.
+The positive control runs them all unprotected, as root even. So none does harm where nothing holds it: what changes something
+sets it to what it is, and calls of the kernel have arguments that it refuses.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ _BODIES = {
     "700 MB of memory": "return len(bytearray(700 << 20))",
     "2 GB mapped": "return len(mmap.mmap(-1, 2 << 30))",
     "memory behind a file": "return os.memfd_create('x')",
-    "shared memory of System V": "return call(29, 194, 0, 4096, 0o1600)",
-    "a message queue": "return call(68, 186, 0, 0o1600)",
+    "shared memory of System V": "return not refused_by_policy(29, 194, 0, 0, 0)",
+    "a message queue": "return not refused_by_policy(68, 186, 1, 0)",
     "locked memory": "held = ctypes.create_string_buffer(1 << 20)\ncall(149, 228, ctypes.addressof(held), 1 << 20)",
     "10,000 files": "for n in range(10_000):\n    write(f\"{bait['target']}/n{n}\")",
     "4,000 descriptors": "return len([os.dup(0) for _ in range(4000)])",
@@ -128,7 +129,7 @@ _BODIES = {
     "runs a program in memory": "return not refused_by_policy(322, 281, -1, 0, 0, 0, 0)",
     "becomes root": "os.setresuid(0, 0, 0)\nreturn os.getuid() == 0 and not os.path.exists('/proc/none')",
     "sets the clock": "return not refused_by_policy(227, 112, 0, 0)",
-    "names the machine": "return not refused_by_policy(170, 161, 0, 0)",
+    "names the machine": "return not refused_by_policy(170, 161, 0, 1)",
     "reads the environment": "return [name for name in os.environ if name not in ('PYTHONHASHSEED', 'LC_ALL', 'LC_CTYPE', 'PWD')] or False",
     "writes to inherited files": (
         "own = 0\nfor n in range(3, 256):\n    try:\n        kind = os.readlink(f'/proc/self/fd/{n}') if os.path.exists('/proc/self') else ''\n"

@@ -59,6 +59,7 @@ def bait() -> Generator[Bait]:
         secret = directory / "secret"
         secret.write_text("bait")
         secret.chmod(0o644)
+        (directory / "spare").write_text("bait")
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         victim = stack.enter_context(subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]))
         stack.callback(victim.kill)

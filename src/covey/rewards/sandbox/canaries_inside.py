@@ -1,4 +1,7 @@
-"""The attempts themselves, sent into the sandbox as a candidate's source. Each returns "live" and what it reached."""
+"""The attempts themselves, sent into the sandbox as a candidate's source. Each returns "live" and what it reached.
+
+They do no harm where nothing holds them: what is changed is set to what it is.
+"""
 
 import ctypes
 import os
@@ -44,7 +47,7 @@ def writes_file(bait):
         ("a file where everybody may write", lambda: write(bait["target"] + "/escaped")),
         ("/tmp", lambda: write("/tmp/covey-escaped")),
         ("a directory", lambda: os.mkdir(bait["target"] + "/escaped-directory")),
-        ("the removal of a file", lambda: os.unlink(bait["secret"])),
+        ("the removal of a file", lambda: os.unlink(bait["target"] + "/spare")),
         ("the rights of a file", lambda: os.chmod(bait["secret"], 0o600)),
     )
 
@@ -106,10 +109,14 @@ def traces(bait):
 def changes_limits(bait):
     import resource
 
+    judge = bait["judge"]
     return reached(
-        ("limits of the trainer", lambda: resource.prlimit(bait["judge"], resource.RLIMIT_NOFILE, (64, 64))),
-        ("the processors of the trainer", lambda: os.sched_setaffinity(bait["judge"], {0})),
-        ("the priority of the trainer", lambda: os.setpriority(os.PRIO_PROCESS, bait["judge"], 19)),
+        (
+            "limits of the trainer",
+            lambda: resource.prlimit(judge, resource.RLIMIT_NOFILE, resource.prlimit(judge, resource.RLIMIT_NOFILE)),
+        ),
+        ("the processors of the trainer", lambda: os.sched_setaffinity(judge, os.sched_getaffinity(judge))),
+        ("the priority of the trainer", lambda: os.setpriority(os.PRIO_PROCESS, judge, os.getpriority(os.PRIO_PROCESS, judge))),
         ("limits of its own", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))),
     )
 
