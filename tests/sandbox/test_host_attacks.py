@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from tests.sandbox.attacking import escaped
 from tests.sandbox.host_attacks import HOST_ATTACKS
 
 from covey.rewards.sandbox.inside.limits import Limits
-from covey.rewards.sandbox.tiers import UNPROTECTED, Tier
+from covey.rewards.sandbox.tiers import UNPROTECTED, Tier, bubblewrap
 
 EVERYTHING = ("capabilities", *Limits().rows())
 NEED_MORE_THAN_NOTHING = {
@@ -32,9 +34,23 @@ def test_no_attempt_reaches_anything(tier: Tier):
     assert escaped(tier) == {}
 
 
+def state_of_machine() -> dict[str, object]:
+    """Return what a careless attempt could have changed for good."""
+    return {
+        "name": socket.gethostname(),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "processors": os.sched_getaffinity(0),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "shared memory": Path("/proc/sysvipc/shm").read_text().count("\n"),
+        "queues": Path("/proc/sysvipc/msg").read_text().count("\n"),
+    }
+
+
 def test_unprotected_the_same_attempts_do_reach_it():
     harmless = [name for name in HOST_ATTACKS if name not in ("signals all", "queues a signal", "sets the clock")]
+    before = state_of_machine()
     found = escaped(UNPROTECTED, harmless, without=EVERYTHING)
+    assert state_of_machine() == before, "attempts must do no harm where nothing holds them"
     assert len(found) >= 32, f"only {sorted(found)}"
     for name in ("connects to a listener", "reads a file of everybody's", "writes beside", "forks", "signals a process"):
         assert name in found
@@ -61,6 +77,12 @@ def test_started_by_an_ordinary_user_it_holds_as_well(tier: Tier):
     root = Path(__file__).parents[2]
     if not all(above.stat().st_mode & 0o005 == 0o005 for above in (root / "src").parents):
         pytest.skip("the checkout is closed to other users")
+    environment = dict(os.environ)
+    if tier.name == "bubblewrap":
+        program = Path(bubblewrap() or "")
+        if not all(above.stat().st_mode & 0o001 for above in program.parents):
+            pytest.skip("bubblewrap is closed to other users")
+        environment["PATH"] = f"{program.parent}:{os.environ['PATH']}"
     source = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from tests.sandbox.attacking import escaped\nfrom covey.rewards.sandbox.tiers import TIERS\n"
@@ -71,6 +93,7 @@ def test_started_by_an_ordinary_user_it_holds_as_well(tier: Tier):
         user=65534,
         group=65534,
         extra_groups=[],
+        env=environment,
         cwd="/",
         capture_output=True,
         text=True,

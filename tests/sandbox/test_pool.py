@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.sandbox.conftest import QUICK
+from tests.sandbox.test_host_attacks import state_of_machine
 from tests.sandbox.test_judge import DOUBLE
 
 from covey.rewards.sandbox import tiers as tiers_module
@@ -36,6 +37,7 @@ def test_no_canary_escapes(tier: Tier):
 
 
 def test_unprotected_the_canaries_do_escape():
+    before = state_of_machine()
     zygote = Zygote(UNPROTECTED)
     try:
         found = escapes(zygote)
@@ -44,6 +46,7 @@ def test_unprotected_the_canaries_do_escape():
     assert {"reads_file", "connects", "forks", "kills", "runs_program"} <= set(found)
     assert "imports_and_threads" not in found
     assert set(found) <= set(CANARIES)
+    assert state_of_machine() == before
 
 
 @pytest.mark.parametrize("hole", ["clone", "openat", "default", "prlimit64"])

@@ -74,11 +74,15 @@ class Zygote:
     def serve(self) -> None:
         """Take orders until the socket ends."""
         self._say(self.confine())
+        orders = self._control.fileno()
         while True:
-            waiting, _, _ = select.select([self._control, *self._running], [], [])
-            for ended in [number for number in self._running if number in waiting]:
+            poller = select.poll()  # Not select, which knows no number above 1,023: the trainer chose that of the socket.
+            for number in (orders, *self._running):
+                poller.register(number, select.POLLIN)
+            waiting = {number for number, _ in poller.poll()}
+            for ended in waiting & set(self._running):
                 self._bury(ended)
-            if self._control in waiting and not self._obey():
+            if orders in waiting and not self._obey():
                 return
 
     def _obey(self) -> bool:
