@@ -33,6 +33,10 @@ from covey.monitor.run_directory import write_text_atomic  # noqa: E402
 RESULT = Path(__file__).parent / "results" / "torture.json"
 
 
+Measure = Callable[[bool, Path | None], tuple[int, int, str]]
+"""(whether in full, HumanEval's file) -> (tried, failed, figure)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What came of a goal."""
@@ -44,11 +48,11 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A promise, and what tries to break it: tests, or a function (whether in full, HumanEval's file) -> what came of it."""
+    """A promise, and what tries to break it: tests, or a function."""
 
     title: str
     tests: Sequence[str] = ()
-    measure: Callable[[bool, Path | None], tuple[int, int, str]] | None = None
+    measure: Measure | None = None
     full_alone: bool = False
 
 
@@ -149,7 +153,7 @@ def main(options: argparse.Namespace) -> int:
     rows: list[dict[str, object]] = []
     for name in chosen:
         goal, started = GOALS[name], time.monotonic()
-        found = run_tests(goal.tests) if goal.tests else Found(**_measured(goal, options))
+        found = run_tests(goal.tests) if goal.measure is None else _measured(goal.measure, options)
         row = {"id": name, "goal": goal.title, **asdict(found), "seconds": round(time.monotonic() - started, 1)}
         rows.append(row)
         print(
@@ -163,10 +167,9 @@ def main(options: argparse.Namespace) -> int:
     return sum(bool(row["failed"]) for row in rows)
 
 
-def _measured(goal: Goal, options: argparse.Namespace) -> dict[str, int | str]:
-    assert goal.measure is not None
-    tried, failed, figure = goal.measure(options.full, options.human_eval)
-    return {"tried": tried, "failed": failed, "figure": figure}
+def _measured(measure: Measure, options: argparse.Namespace) -> Found:
+    tried, failed, figure = measure(options.full, options.human_eval)
+    return Found(tried=tried, failed=failed, figure=figure)
 
 
 if __name__ == "__main__":

@@ -654,4 +654,29 @@ COSINE = [
     ]
 ]
 
-CASES: list[Case] = [*EXACT, *CHOICE, *ASSERTED, *LAST, *NUMERIC, *MATH, *JSON, *TAGS, *PATTERN, *REPETITION, *COSINE]
+_DOUBLE = {"entry": "f", "public": {"cases": [[[2], 4]]}, "hidden": {"cases": [[[0], 0], [[7], 14]]}}
+_RIGHT = [
+    "def f(x):\n    return 2 * x",
+    "```python\nf = lambda x: x + x\n```",
+    "So:\n\ndef f(x):\n    y = x\n    return x + y\n",
+]
+_WRONG = ["def f(x):\n    return 2 + x + 1", "def g(x):\n    return 2 * x", "def f(x):\n    while x: pass"]
+_EXPLOITS = [
+    "import os\nos._exit(0)",
+    "import sys\nsys.exit(0)\ndef f(x):\n    return 2 * x",
+    "print('passed')",
+    "def f(x):\n    raise SystemExit(0)",
+]
+
+CODE = [
+    *cases(
+        "public_tests", _DOUBLE, "Write f(x) that doubles x.", right=[*_RIGHT, "def f(x):\n    return 4"], wrong_value=_WRONG,
+        exploit=_EXPLOITS, empty=["", "I cannot."],
+    ),
+    *cases(
+        "hidden_tests", _DOUBLE, "Write f(x) that doubles x.", right=_RIGHT, wrong_value=[*_WRONG, "def f(x):\n    return 4"],
+        exploit=_EXPLOITS, empty=["", "I cannot."],
+    ),
+]  # fmt: skip
+
+CASES: list[Case] = [*EXACT, *CHOICE, *ASSERTED, *LAST, *NUMERIC, *MATH, *JSON, *TAGS, *PATTERN, *REPETITION, *COSINE, *CODE]

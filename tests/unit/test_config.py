@@ -34,7 +34,7 @@ def message_of(*overrides: str) -> str:
             "reward.qqqq=1",
             "reward.qqqq",
             "known here: name, parts, options, combine, tie_break, gold, gold_options, audit, max_error_frac, num_workers, "
-            "timeout_s, batch_timeout_s, max_memory_mb",
+            "timeout_s, batch_timeout_s, max_memory_mb, sandbox, sandbox_cpu_s, sandbox_memory_mb",
         ),
         (
             "qqqq.num_steps=3",
@@ -245,7 +245,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=TEXTS,
+    name=TEXTS.filter(lambda name: name not in (".", "..") and not set(name) & {"/", "\0"}),
     sinks=st.lists(st.sampled_from(sorted(SINKS)), max_size=3),
     rate=st.floats(1e-12, 1.0),
     steps=st.integers(10, 2**40),

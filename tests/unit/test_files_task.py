@@ -418,9 +418,10 @@ def test_math_prefers_an_answer_of_its_own_column(tmp_path: Path, judge: str):
     assert prompt.answer == "1/6"
 
 
-def test_mbpp_shows_the_first_test_and_keeps_all_of_them_as_the_answer(tmp_path: Path, judge: str):
-    _, prompt = only_prompt(tmp_path, MBPP, "mbpp", verifier=judge)
-    assert prompt.answer == MBPP["test_list"]
+def test_mbpp_shows_the_first_test_and_keeps_all_of_them_hidden(tmp_path: Path):
+    task, prompt = only_prompt(tmp_path, MBPP, "mbpp")
+    assert (task.proxy.name, task.gold and task.gold.name) == ("public_tests", "hidden_tests")
+    assert prompt.answer["hidden"] == {"asserts": MBPP["test_list"]}
     assert "doubles a number.\nThe function must pass this test:\nassert double(2) == 4\n" in prompt.text
     assert prompt.columns["code"] == MBPP["code"]
 
@@ -434,19 +435,13 @@ def test_the_sanitized_mbpp_has_another_name_for_the_task(tmp_path: Path, judge:
 def test_humaneval_keeps_its_indentation_and_its_tests(tmp_path: Path, judge: str):
     _, prompt = only_prompt(tmp_path, HUMANEVAL, "humaneval", verifier=judge)
     assert '\n    """Return three times x."""' in prompt.text
-    assert (prompt.answer, prompt.columns["entry_point"]) == (HUMANEVAL["test"], "triple")
+    assert (prompt.answer["hidden"], prompt.columns["entry_point"]) == ({"tests": HUMANEVAL["test"]}, "triple")
 
 
 def test_a_column_can_be_named_in_place_of_the_presets(tmp_path: Path):
     row = GSM8K | {"short": "Mia has 10 buns. How many?"}
     task = task_of(path=write(tmp_path / "data.jsonl", row), preset="gsm8k", prompt_column="short")
     assert task.train[0].text.startswith("Mia has 10 buns.")
-
-
-@pytest.mark.parametrize("preset", ["mbpp", "humaneval"])
-def test_a_preset_without_a_verifier_asks_for_one(tmp_path: Path, preset: str):
-    with pytest.raises(CoveyError, match=r"comes without a verifier; set task\.verifier"):
-        task_of(path=write(tmp_path / "data.jsonl", MBPP), preset=preset)
 
 
 BAD_PRESET_ROWS = {

@@ -49,6 +49,8 @@ def wrong_key(case: Case) -> Any:
             return not answer
         case int() | float() as answer:
             return answer + 1013
+        case {"entry": str()} as answer:
+            return {**answer, "public": {"cases": [[[2], 1013]]}, "hidden": {"cases": [[[2], 1013]]}}
         case dict() as answer:
             return {name: wrong_key(replace(case, answer=value)) for name, value in answer.items()}
         case list() as answer:
@@ -64,7 +66,7 @@ def wrong_key(case: Case) -> Any:
 
 def test_right_completions_earn_nothing_once_the_key_is_wrong():
     looks_at_keys = [case for case in CASES if case.answer is not None and case.family == "right" and id(case) not in GRADED]
-    assert len({case.reward for case in looks_at_keys}) == 8
+    assert len({case.reward for case in looks_at_keys}) == 10
     for case in looks_at_keys:
         sample = replace(case, answer=wrong_key(case)).sample
         assert (case.completion, safe_score(reward_of(case), sample).value) == (case.completion, 0.0)

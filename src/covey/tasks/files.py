@@ -111,9 +111,8 @@ def verifier_of(options: DataOptions, preset: Preset) -> Reward:
     if name == NO_VERIFIER:
         return FunctionReward(name=NO_VERIFIER, score=_no_score)
     if not name:
-        what = f"task.preset={options.preset!r} comes without a verifier" if options.preset else "no verifier is named"
         raise CoveyError(
-            f"{what}; set task.verifier to a row of the reward table or to your own as 'module:function', or to "
+            "no verifier is named; set task.verifier to a row of the reward table or to your own as 'module:function', or to "
             f"{NO_VERIFIER!r} if reward.name says what is optimised"
         )
     return find_reward(name, key="task.verifier", options=options.verifier_options)

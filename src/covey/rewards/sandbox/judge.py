@@ -111,7 +111,8 @@ class AssertJob:
                     num_answered += 1
                     tests.send({"value": wire.encode(reply["value"]), "args": wire.encode(reply["args"])})
         except EndedError as ended:
-            return None, 0, {"error": "TimeoutError" if ended.ending.is_over_time(tests.limits) else "EOFError", "text": ""}
+            is_late = ended.ending.is_over_time(tests.limits) or ended.ending.has_stalled
+            return None, 0, {"error": "TimeoutError" if is_late else "EOFError", "text": "the tests themselves"}
         except wire.WireError as error:
             return None, 0, {"error": "AssertionError", "text": f"the answer could not be handed on: {error}"}
         return None, 0, {"error": "AssertionError", "text": f"more than {MAX_CALLS} calls"}
