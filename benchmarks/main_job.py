@@ -1,8 +1,8 @@
-"""The main job with several seeds: the shipped recipe, exactly as `make train` runs it, one process a seed.
+"""A shipped recipe with several seeds, the main job exactly as `make train` runs it: one process a seed.
 
     .venv/bin/python benchmarks/main_job.py
 
-Writes benchmarks/results/main_job.json. Finished seeds are kept there, so that the benchmark goes on where it was
+Writes benchmarks/results/main_job.json, of another --recipe NAME_job.json. Finished seeds are kept there, so that the benchmark goes on where it was
 stopped; `--fresh` starts anew. Run it on a machine that does nothing else.
 """
 
@@ -21,13 +21,14 @@ from covey.monitor.environment import describe_machine, describe_versions
 from covey.monitor.run_directory import read_jsonl, write_text_atomic
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
+RESULTS = ROOT / "benchmarks" / "results"
+MAIN = "arithmetic"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recipe", default="arithmetic")
+    parser.add_argument("--recipe", default=MAIN)
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--keep", type=Path, help="directory to keep the run directories in")
     arguments = parser.parse_args()
@@ -40,8 +41,9 @@ def main() -> None:
         "recipe": arguments.recipe,
         "runs": [],
     }
-    if RESULTS.exists() and not arguments.fresh:
-        earlier = json.loads(RESULTS.read_text())
+    path = RESULTS / ("main_job.json" if arguments.recipe == MAIN else f"{arguments.recipe}_job.json")
+    if path.exists() and not arguments.fresh:
+        earlier = json.loads(path.read_text())
         if (earlier["commit"], earlier["recipe"]) == (commit, arguments.recipe):
             results["runs"] = earlier["runs"]
     for seed in arguments.seeds:
@@ -50,8 +52,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             directory = (arguments.keep or Path(scratch)) / git("rev-parse", "--short", "HEAD")
             results["runs"].append(run_seed(arguments.recipe, seed, directory))
-        RESULTS.parent.mkdir(exist_ok=True)
-        write_text_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
+        RESULTS.mkdir(exist_ok=True)
+        write_text_atomic(path, json.dumps(results, indent=1) + "\n")
         print(json.dumps(results["runs"][-1]))
 
 
