@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/main_job.py
 
-Writes benchmarks/results/main_job.json, of another --recipe NAME_job.json. Finished seeds are kept there, so that the benchmark goes on where it was
-stopped; `--fresh` starts anew. Run it on a machine that does nothing else.
+Writes benchmarks/results/main_job.json, of another --recipe NAME_job.json. Finished seeds are kept there, so that the
+benchmark goes on where it was stopped; `--fresh` starts anew. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
