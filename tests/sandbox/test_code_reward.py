@@ -89,8 +89,19 @@ def test_a_share_of_the_tests_may_be_paid():
 
 
 def test_the_outcome_is_said_with_the_score():
-    extracted = [hidden_tests()(sample(text)).extracted for text in (RIGHT, "def f(x): return 0", "def f(x): x.y", "nothing")]
-    assert extracted == ["passed 2/2", "wrong 1/2", "exception 0/2", "no_code 0/0"]
+    texts = (RIGHT, "def f(x): return 0", "def f(x): x.y", "nothing")
+    assert [hidden_tests()(sample(text)).extracted for text in texts] == [
+        f"{RIGHT}\n# passed, 2 of 2 tests",
+        "def f(x): return 0\n# wrong, 1 of 2 tests",
+        "def f(x): x.y\n# exception, 0 of 2 tests",
+        None,
+    ]
+
+
+def test_two_completions_that_pass_are_not_the_same_answer():
+    """Detectors and votes go by what is extracted: `passed` for all would be one answer to all questions."""
+    other = "def f(x):\n    return x + x"
+    assert hidden_tests()(sample(RIGHT)).extracted != hidden_tests()(sample(other)).extracted
 
 
 def test_a_failure_of_the_sandbox_is_no_zero(monkeypatch: pytest.MonkeyPatch):

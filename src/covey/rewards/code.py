@@ -22,6 +22,7 @@ TEST_PARTS: tuple[TestPart, ...] = ("public", "hidden")
 Credit = Literal["all", "share"]
 
 MAX_CODE_CHARACTERS = 100_000
+MAX_SHOWN_CHARACTERS = 400
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _START = re.compile(r"^(?:def|class|import|from|async def|@\w)", re.MULTILINE)
 _LANGUAGES = ("", "python", "py", "python3")
@@ -91,16 +92,17 @@ class CodeReward:
         """Return the scores of the samples; the candidates run side by side."""
         jobs = [(job_of(sample.prompt.answer, self.part), code_in(sample.completion)) for sample in samples]
         graded = iter(pool_of(self.sandbox).grade_all([(job, code) for job, code in jobs if code]))
-        return [self._score(next(graded) if code else Outcome(kind="no_code")) for _, code in jobs]
+        return [self._score(code, next(graded)) if code else Score(value=0.0) for _, code in jobs]
 
-    def _score(self, outcome: Outcome) -> Score:
-        passed = f"{outcome.num_passed}/{outcome.num_tests}"
+    def _score(self, code: str, outcome: Outcome) -> Score:
         if not outcome.is_about_candidate:
             return Score(value=None, error=f"none: {self.name}: {outcome.kind}: {outcome.detail}")
         value = float(outcome.has_passed)
         if self.credit == "share" and outcome.num_tests:
             value = outcome.num_passed / outcome.num_tests
-        return Score(value=value, extracted=f"{outcome.kind} {passed}")
+        # The code comes first: what is extracted is what completions are compared by, and two that pass are not the same.
+        said = f"# {outcome.kind}, {outcome.num_passed} of {outcome.num_tests} tests"
+        return Score(value=value, extracted=f"{code[:MAX_SHOWN_CHARACTERS]}\n{said}")
 
 
 def sandbox_facts(*rewards: Reward | None) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ OutcomeClass = Literal[
     "crashed",
     "output_limit",
     "protocol_violation",
-    "no_code",
     "unsplittable",
     "infra_error",
 ]
@@ -28,7 +27,6 @@ OUTCOMES: dict[OutcomeClass, str] = {
     "crashed": "its process ended where an answer was expected",
     "output_limit": "it wrote more than is read",
     "protocol_violation": "it sent what is no answer to what it was asked",
-    "no_code": "there is no code in the completion",
     "unsplittable": "the tests hand over what is no plain data, so that they cannot be kept apart from the candidate",
     "infra_error": "the sandbox failed, and not because of the candidate: no statement about it",
 }
