@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.sandbox.tampering import TAMPERED_PROGRAMS, TAMPERING  # noqa: E402
 from torture_parts.kills import killed_runs  # noqa: E402 - after the path
 from torture_parts.sandbox import grades_per_second, same_outcomes, soak  # noqa: E402
 from torture_parts.steps import many_steps, save_seconds  # noqa: E402
@@ -61,7 +62,7 @@ GOALS: dict[str, Goal] = {
         title="no attempt reaches the machine, in any tier, as root or not", tests=["tests/sandbox/test_host_attacks.py"]
     ),
     "S2": Goal(
-        title="no tampering program is paid, every correct one is",
+        title=f"none of {len(TAMPERING) + len(TAMPERED_PROGRAMS)} tampering programs is paid, every correct one is",
         tests=["tests/sandbox/test_tampering.py", "tests/sandbox/test_judge.py", "tests/sandbox/test_wire.py"],
     ),
     "S3": Goal(
