@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.sandbox.host_attacks import HOST_ATTACKS  # noqa: E402
 from tests.sandbox.tampering import TAMPERED_PROGRAMS, TAMPERING  # noqa: E402
 from torture_parts.kills import killed_runs  # noqa: E402 - after the path
 from torture_parts.sandbox import grades_per_second, same_outcomes, soak  # noqa: E402
@@ -59,7 +60,8 @@ class Goal:
 
 GOALS: dict[str, Goal] = {
     "S1": Goal(
-        title="no attempt reaches the machine, in any tier, as root or not", tests=["tests/sandbox/test_host_attacks.py"]
+        title=f"none of {len(HOST_ATTACKS)} attempts reaches the machine, in any tier, as root or not",
+        tests=["tests/sandbox/test_host_attacks.py"],
     ),
     "S2": Goal(
         title=f"none of {len(TAMPERING) + len(TAMPERED_PROGRAMS)} tampering programs is paid, every correct one is",
