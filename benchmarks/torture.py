@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from step_time.processes import describe_commit  # noqa: E402
 from tests.sandbox.host_attacks import HOST_ATTACKS  # noqa: E402
 from tests.sandbox.tampering import TAMPERED_PROGRAMS, TAMPERING  # noqa: E402
 from torture_parts.kills import killed_runs  # noqa: E402 - after the path
@@ -163,8 +164,14 @@ def main(options: argparse.Namespace) -> int:
             f"{name:4} {found.tried:6} tried {found.failed:4} failed  {row['seconds']:6} s  {goal.title}: {found.figure}",
             flush=True,
         )
-    command = "python benchmarks/torture.py" + (" --full" if options.full else "")
-    result = {"command": command, "machine": describe_machine(), "versions": describe_versions(), "rows": rows}
+    command = "python benchmarks/torture.py" + " --full" * options.full + " --human-eval FILE" * bool(options.human_eval)
+    result = {
+        "command": command,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "rows": rows,
+    }
     if not options.only:
         write_text_atomic(RESULT, json.dumps(result, indent=1) + "\n")
     return sum(bool(row["failed"]) for row in rows)

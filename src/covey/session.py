@@ -129,9 +129,8 @@ def open_session(
         refuse_different_ranks(recipe, task, policy, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
         checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
-        facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | {"micro_batch_tokens": num_tokens}
-        facts |= said_of_sandbox(rewarder, console)
-        write_description(own_run, recipe, facts)
+        facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | said_of_sandbox(rewarder, console)
+        write_description(own_run, recipe, facts | {"micro_batch_tokens": num_tokens})
         warn_of_other_numbers(own_run, console, ranks)
         go_on_from(checkpoint, state, own_run, ranks)
         engine, sampler = open_engines(recipe, task, state, console, closing)

@@ -54,7 +54,7 @@ def test_a_hole_in_the_filter_is_found_before_anything_runs(hole: str):
     tier = dataclasses.replace(UNPROTECTED, has_filter=True)
     zygote, whole = Zygote(tier, without=(hole, "capabilities")), Zygote(tier, without=("capabilities",))
     try:
-        assert set(escapes(zygote)) > set(escapes(whole)) or escapes(zygote) != escapes(whole)
+        assert escapes(zygote) != escapes(whole)
     finally:
         zygote.close()
         whole.close()
@@ -71,7 +71,7 @@ def test_the_first_tier_that_holds_is_taken():
 
 def test_where_none_holds_the_message_says_what_each_lacks():
     lacking = dataclasses.replace(TIERS["landlock"], missing=lambda: "the kernel is from 1991; get another")
-    broken = dataclasses.replace(UNPROTECTED, name="broken", wrapper=lambda control: ["/bin/false"])
+    broken = dataclasses.replace(UNPROTECTED, name="broken", wrapper=lambda: ["/bin/false"])
     with pytest.raises(NoSandboxError) as caught:
         choose_tier(tiers={"landlock": lacking, "open": dataclasses.replace(UNPROTECTED, name="open"), "broken": broken})
     text = str(caught.value)
@@ -79,6 +79,11 @@ def test_where_none_holds_the_message_says_what_each_lacks():
     assert "open: reads_file" in text
     assert "broken: it does not start" in text
     assert 'sandbox = "unprotected"' in text
+
+
+def test_a_program_that_cannot_be_run_is_a_reason_and_no_crash():
+    absent = dataclasses.replace(UNPROTECTED, name="absent", wrapper=lambda: ["/no/such/program"])
+    assert tried(absent)[0] == "it does not start (/no/such/program cannot be run: No such file or directory)"
 
 
 def test_only_who_asks_for_it_gets_no_protection():
@@ -169,7 +174,7 @@ def test_who_breaks_the_sandbox_each_time_has_failed(tier: Tier, monkeypatch: py
 
 
 def test_where_nothing_runs_it_is_no_statement_about_the_candidate(tier: Tier):
-    dead = dataclasses.replace(UNPROTECTED, wrapper=lambda control: ["/bin/false"])
+    dead = dataclasses.replace(UNPROTECTED, wrapper=lambda: ["/bin/false"])
     with SandboxPool(dead, num_zygotes=1, limits=QUICK) as pool:
         outcome = pool.grade(DOUBLE, GOOD)
     assert (outcome.kind, outcome.is_about_candidate) == ("infra_error", False)

