@@ -213,7 +213,7 @@ class Learner:
         return dataclasses.replace(update, metrics=metrics, num_updates=1)
 
     def accumulate_gradient(self, batch: Batch, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Update:
-        """Add the gradient of the step's loss to the parameters, micro-batch by micro-batch, and return merged metrics."""
+        """Give the parameters the gradient of the step's loss, micro-batch by micro-batch, and return merged metrics."""
         # Counted once over the whole step: a count per micro-batch would weigh tokens by how the step was cut.
         weights = sequence_weights(
             batch.mask,

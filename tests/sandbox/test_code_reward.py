@@ -137,6 +137,14 @@ def test_an_answer_without_tests_is_refused(answer: Any, message: str):
         job_of(answer, "hidden")
 
 
+def test_a_row_without_tests_costs_its_own_completions_alone():
+    scores = hidden_tests().score_batch(
+        [sample(RIGHT), sample(RIGHT, answer=None), sample(RIGHT, {"entry": "f", "hidden": {"cases": [3]}})]
+    )
+    assert [score.value for score in scores] == [1.0, None, None]
+    assert all((score.error or "").startswith("invalid: hidden_tests: ") for score in scores[1:])
+
+
 def test_programs_need_no_function():
     answer = {"hidden": {"runs": [["3\n", "6\n"], ["0\n", "0\n"]]}}
     assert hidden_tests()(sample("print(2 * int(input()))", answer)).value == 0.0, "no line of it says that it is Python"

@@ -18,7 +18,6 @@ from covey.rewards.sandbox.pool import AUTO, Choice, SandboxPool, choose_tier
 from covey.types import CoveyError, Score
 
 TestPart = Literal["public", "hidden"]
-TEST_PARTS: tuple[TestPart, ...] = ("public", "hidden")
 Credit = Literal["all", "share"]
 
 MAX_CODE_CHARACTERS = 100_000
@@ -90,9 +89,18 @@ class CodeReward:
 
     def score_batch(self, samples: Sequence[Sample]) -> list[Score]:
         """Return the scores of the samples; the candidates run side by side."""
-        jobs = [(job_of(sample.prompt.answer, self.part), code_in(sample.completion)) for sample in samples]
-        graded = iter(pool_of(self.sandbox).grade_all([(job, code) for job, code in jobs if code]))
-        return [self._score(code, next(graded)) if code else Score(value=0.0) for _, code in jobs]
+        work = [self._work(sample) for sample in samples]
+        graded = iter(pool_of(self.sandbox).grade_all([each for each in work if not isinstance(each, Score)]))
+        return [each if isinstance(each, Score) else self._score(each[1], next(graded)) for each in work]
+
+    def _work(self, sample: Sample) -> tuple[Job, str] | Score:
+        """Return the tests and the code that they are for, or the score where there are not both."""
+        try:
+            job = job_of(sample.prompt.answer, self.part)
+        except (CoveyError, ValueError, TypeError) as error:  # The tests are a user's data; one row must not cost the others.
+            return Score(value=None, error=f"invalid: {self.name}: {error}")
+        code = code_in(sample.completion)
+        return (job, code) if code else Score(value=0.0)
 
     def _score(self, code: str, outcome: Outcome) -> Score:
         if not outcome.is_about_candidate:

@@ -26,7 +26,6 @@ class Tier:
     """One way of confining a zygote."""
 
     name: str
-    summary: str
     missing: Callable[[], str]
     """Return what this machine lacks for it, with the remedy; empty: nothing that can be known without trying."""
     wrapper: Callable[[], list[str]]
@@ -96,17 +95,17 @@ def _landlock_missing() -> str:
 
 
 TIERS: Mapping[str, Tier] = {
+    # Namespaces: no network, no other processes, no files but libraries.
     "bubblewrap": Tier(
         name="bubblewrap",
-        summary="namespaces made by bubblewrap: no network, no other processes, no files but libraries; filter of system calls",
         missing=_bubblewrap_missing,
         wrapper=_bubblewrap_command,
         has_landlock=False,
         changes_user=False,
     ),
+    # Needs no namespaces, and so works in containers.
     "landlock": Tier(
         name="landlock",
-        summary="Landlock and the filter of system calls; needs no namespaces, works in containers",
         missing=_landlock_missing,
         wrapper=list,
     ),
@@ -115,11 +114,11 @@ TIERS: Mapping[str, Tier] = {
 
 UNPROTECTED = Tier(
     name="unprotected",
-    summary="limits of time and memory alone: a candidate can read and change what the user can",
     missing=lambda: "",
     wrapper=list,
     has_landlock=False,
     has_filter=False,
     changes_user=False,
 )
-"""Never chosen by itself. The positive control of every test, and what `sandbox = "unprotected"` asks for."""
+"""Limits of time and memory alone. Never chosen by itself: the positive control of every test, and what
+`sandbox = "unprotected"` asks for."""

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from covey.rewards.sandbox.inside import wire
@@ -37,7 +37,6 @@ class Ending:
     exit_code: int
     """Of the process; negative: the signal that killed it."""
     cpu_s: float
-    max_rss_kb: int
     has_stalled: bool = False
     """Whether it was ended because it answered nothing for as long as it may wait, on whatever it waited."""
 
@@ -175,9 +174,7 @@ class Zygote:
             report = self._report(deadline)
             if report is None:
                 return None
-            self._endings[report["run"]] = Ending(
-                exit_code=report["exit"], cpu_s=report["cpu_s"], max_rss_kb=report["max_rss_kb"]
-            )
+            self._endings[report["run"]] = Ending(exit_code=report["exit"], cpu_s=report["cpu_s"])
         return self._endings.pop(number)
 
     def _started(self) -> dict[str, Any]:
@@ -260,10 +257,7 @@ class Execution:
         """
         if self._ending is None:
             self._connection.close()
-            found = self._zygote.end(self._number)
-            self._ending = Ending(
-                exit_code=found.exit_code, cpu_s=found.cpu_s, max_rss_kb=found.max_rss_kb, has_stalled=has_stalled
-            )
+            self._ending = replace(self._zygote.end(self._number), has_stalled=has_stalled)
         return self._ending
 
     def _exactly(self, count: int) -> bytes:

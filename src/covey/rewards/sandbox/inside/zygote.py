@@ -133,7 +133,7 @@ class Zygote:
         os.close(handle)
         _, status, usage = os.wait4(process_id, 0)
         spent = usage.ru_utime + usage.ru_stime
-        self._say({"run": number, "exit": os.waitstatus_to_exitcode(status), "cpu_s": spent, "max_rss_kb": usage.ru_maxrss})
+        self._say({"run": number, "exit": os.waitstatus_to_exitcode(status), "cpu_s": spent})
 
     def _say(self, message: dict[str, Any]) -> None:
         try:
