@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.compare_runs.test_plan import plan_of
 
-from covey.compare_runs.results import collect, read_result, recipe_hash, recounted_tokens, write_result
+from covey.compare_runs.results import collect, made_of, read_result, recipe_values, recounted_tokens, write_result
 from covey.config import Recipe, load_recipe
 from covey.monitor.run_directory import RunDirectory, read_jsonl, write_rows
 from covey.types import CoveyError
@@ -113,20 +113,20 @@ def test_scores_are_means_over_a_questions_samples_at_the_last_step(run: RunDire
 
 def test_a_result_is_for_its_recipe_wherever_the_run_lies() -> None:
     moved = load_recipe(None, ["run.seed=3", "run.name=other", "run.directory=elsewhere"])
-    assert recipe_hash(moved) == recipe_hash(load_recipe(None, ["run.seed=3"]))
+    assert recipe_values(moved) == recipe_values(load_recipe(None, ["run.seed=3"]))
     for change in ("run.seed=1", "train.learning_rate=1e-3", "algorithm.name=raft", "train.max_generated_tokens=5"):
-        assert recipe_hash(load_recipe(None, [change])) != recipe_hash(moved)
+        assert recipe_values(load_recipe(None, [change])) != recipe_values(moved)
 
 
 def test_a_result_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "grpo-seed0.json"
-    assert read_result(path, expected_hash="x") is None
-    write_result(path, {"result_hash": "x", "seed": 3})
-    assert read_result(path, expected_hash="x") == {"result_hash": "x", "seed": 3}
+    path, made = tmp_path / "results" / "grpo-seed0.json", made_of(GRPO, plan_of())
+    assert read_result(path, wanted=made) is None
+    write_result(path, {"seed": 3, **made})
+    assert read_result(path, wanted=made) == {"seed": 3, **made}
 
 
 def test_a_result_of_another_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results" / "grpo-seed0.json"
-    write_result(path, {"result_hash": "x"})
-    with pytest.raises(CoveyError, match="was made from another recipe, or with other measurements"):
-        read_result(path, expected_hash="y")
+    write_result(path, made_of(GRPO, plan_of()))
+    with pytest.raises(CoveyError, match=r"other values of .*algorithm\.name"):
+        read_result(path, wanted=made_of(REMAX, plan_of()))

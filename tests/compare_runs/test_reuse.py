@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from tests.compare_runs.test_plan import plan_of
 from typer.testing import CliRunner
 
 from covey.cli import app
-from covey.compare_runs.results import result_hash, write_result
+from covey.compare_runs.results import differing_keys, made_of, write_result
 from covey.compare_runs.runs import run_comparison
-from covey.config import make_recipe
+from covey.config import make_recipe, with_changes
 from covey.types import CoveyError
 
 
@@ -21,7 +22,7 @@ def test_a_comparison_whose_results_are_all_there_starts_nothing(tmp_path: Path)
     recipes = {"base": make_recipe(plan.recipe)}
     recipes |= {piece.name: plan.recipe_of(piece, tmp_path) for piece in plan.finals({"grpo": 1e-5, "raft": 1e-5})}
     for name, recipe in recipes.items():
-        write_result(tmp_path / "results" / f"{name}.json", {"name": name, "result_hash": result_hash(recipe, plan)})
+        write_result(tmp_path / "results" / f"{name}.json", {"name": name, **made_of(recipe, plan)})
     said: list[str] = []
     results = run_comparison(plan, tmp_path, say=said.append)
     assert [result["name"] for result in results] == ["base", "grpo-seed0", "raft-seed0"]
@@ -38,7 +39,7 @@ def test_trials_that_are_there_choose_the_rates_of_the_runs(tmp_path: Path):
     for name, (recipe, piece) in recipes.items():
         made = {} if piece is None else {"arm": piece.arm.name, "learning_rate": piece.learning_rate}
         curve = [] if piece is None else [{"mode": "sampled", "gold": golds[piece.learning_rate]}]
-        write_result(tmp_path / "results" / f"{name}.json", {"result_hash": result_hash(recipe, plan), "curve": curve, **made})
+        write_result(tmp_path / "results" / f"{name}.json", {"curve": curve, **made, **made_of(recipe, plan)})
     said: list[str] = []
     results = run_comparison(plan, tmp_path, say=said.append)
     assert results[-1]["learning_rate"] == 1e-4
@@ -46,9 +47,32 @@ def test_trials_that_are_there_choose_the_rates_of_the_runs(tmp_path: Path):
 
 
 def test_a_result_of_another_recipe_stops_the_comparison(tmp_path: Path):
-    write_result(tmp_path / "results" / "base.json", {"result_hash": "another"})
-    with pytest.raises(CoveyError, match=r"base\.json was made from another recipe"):
-        run_comparison(plan_of(), tmp_path, say=lambda message: None)
+    asked = plan_of()
+    other = make_recipe(with_changes(dict(asked.recipe), [("train", "group_size", 5), ("run", "seed", 7)]))
+    write_result(tmp_path / "results" / "base.json", made_of(other, asked))
+    with pytest.raises(CoveyError, match=r"base\.json was made with other values of run\.seed, train\.group_size; give"):
+        run_comparison(asked, tmp_path, say=lambda message: None)
+
+
+def test_a_result_from_before_there_was_an_option_is_one_with_its_default(tmp_path: Path):
+    """Else a new option would make an unfinished comparison begin anew."""
+    for value in (None, 12):
+        changes = [] if value is None else [("checkpoint", "every", value)]
+        plan = plan_of("grpo", num_seeds=1, learning_rates=(1e-5,))
+        wanted = made_of(make_recipe(with_changes(dict(plan.recipe), changes)), plan)
+        older = json.loads(json.dumps(wanted))
+        del older["recipe"]["checkpoint"]["every"]
+        assert differing_keys(older, wanted) == ([] if value is None else ["checkpoint.every"])
+        del older["recipe"]["guard"]
+        assert differing_keys(older, wanted) == ([] if value is None else ["checkpoint.every"])
+
+
+def test_a_result_with_an_option_that_is_no_more_is_another():
+    plan = plan_of("grpo", num_seeds=1, learning_rates=(1e-5,))
+    wanted = made_of(make_recipe(plan.recipe), plan)
+    older = json.loads(json.dumps(wanted))
+    older["recipe"]["train"]["gone"] = 3
+    assert differing_keys(older, wanted) == ["train.gone"]
 
 
 def test_results_with_other_measurements_are_refused_too(tmp_path: Path):
@@ -57,8 +81,8 @@ def test_results_with_other_measurements_are_refused_too(tmp_path: Path):
     others: tuple[dict[str, Any], ...] = ({"samples": 4}, {"best_of": 4}, {"harder": ("hard",)})
     for more in others:
         made = plan_of("grpo", num_seeds=1, learning_rates=(1e-5,), **more)
-        write_result(tmp_path / "results" / "base.json", {"result_hash": result_hash(make_recipe(made.recipe), made)})
-        with pytest.raises(CoveyError, match="or with other measurements"):
+        write_result(tmp_path / "results" / "base.json", made_of(make_recipe(made.recipe), made))
+        with pytest.raises(CoveyError, match=f"other values of {next(iter(more))}; give"):
             run_comparison(asked, tmp_path, say=lambda message: None)
 
 

@@ -19,6 +19,7 @@ from covey.api import open_run
 from covey.assembly import isolated, make_rewarder, sampling_of
 from covey.config import make_recipe
 from covey.engines.registry import ENGINES
+from covey.engines.within_memory import EngineWithinMemory
 from covey.evaluate import EvaluationSpec, Mode, evaluate
 from covey.model_argument import is_run
 from covey.models.policy import load_policy
@@ -50,7 +51,7 @@ def measure(model: str, values: dict[str, Any], wanted: list[Wanted]) -> None:
         trust_remote_code=section.trust_remote_code,
         compute_dtype=section.compute_dtype,
     )
-    engine = ENGINES[recipe.engine.name](policy)
+    engine = EngineWithinMemory(ENGINES[recipe.engine.name](policy))
     with ExitStack() as closing:
         for each in wanted:
             task = find_task(recipe.task.name, level=each.level, options=recipe.task.options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from covey.algos.registry import ALGORITHMS
 from covey.compare_runs.plan import Piece, Plan
-from covey.config import Recipe
+from covey.config import Recipe, make_recipe
 from covey.evaluate import MODES, prompt_means
 from covey.monitor.run_directory import RunDirectory, read_jsonl, read_rows, write_text_atomic
 from covey.types import CoveyError
@@ -23,25 +22,38 @@ TRAINING_PHASES = ("rollout_s", "reward_s", "scoring_s", "update_s", "load_weigh
 """What counts as training time: evaluations and checkpoints are the comparison's own doing."""
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """Return a hash of everything that determines a run's numbers; where it lies does not.
-
-    Defaults count: if one of them is another in a later version, so are the numbers.
-    """
+def recipe_values(recipe: Recipe) -> dict[str, Json]:
+    """Return everything that determines a run's numbers, by section and key; where it lies does not."""
     values = recipe.model_dump(mode="json", exclude_none=True)
     for key in ("name", "directory"):
         values["run"].pop(key)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return values
 
 
-def result_hash(recipe: Recipe, plan: Plan) -> str:
-    """Return a hash of everything that determines a result: the run, and what is measured once it is done."""
-    measured = json.dumps([plan.best_of, plan.samples, plan.harder])
-    return hashlib.sha256(f"{recipe_hash(recipe)} {measured}".encode()).hexdigest()
+def made_of(recipe: Recipe, plan: Plan) -> Json:
+    """Return everything that determines a result: the run's recipe, and what is measured once it is done."""
+    measured = {"best_of": plan.best_of, "samples": plan.samples, "harder": list(plan.harder)}
+    return {"recipe": recipe_values(recipe), "measured": measured}
 
 
-def read_result(path: Path, *, expected_hash: str) -> Json | None:
-    """Return a finished piece's result, None if there is none yet.
+def differing_keys(made: Json, wanted: Json) -> list[str]:
+    """Return the keys in which two of `made_of` differ.
+
+    A key that the first does not have came with a later version of Covey, whose default is what was done before.
+    """
+    algorithm = wanted["recipe"]["algorithm"]["name"]
+    defaults = _flat(recipe_values(make_recipe({"algorithm": {"name": algorithm}})))
+    before, now = defaults | _flat(made["recipe"]), _flat(wanted["recipe"])
+    differing = [key for key in sorted(now.keys() | _flat(made["recipe"]).keys()) if before.get(key) != now.get(key)]
+    return differing + [key for key in wanted["measured"] if made["measured"].get(key) != wanted["measured"][key]]
+
+
+def _flat(sections: Mapping[str, Json]) -> Json:
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+
+
+def read_result(path: Path, *, wanted: Json) -> Json | None:
+    """Return a finished piece's result, None if there is none yet. `wanted`: of `made_of`.
 
     Raises:
         CoveyError: it was made from another recipe, or something else was measured.
@@ -49,9 +61,9 @@ def read_result(path: Path, *, expected_hash: str) -> Json | None:
     if not path.is_file():
         return None
     found = json.loads(path.read_text())
-    if found["result_hash"] != expected_hash:
+    if differing := differing_keys(found, wanted):
         raise CoveyError(
-            f"{path} was made from another recipe, or with other measurements; give the comparison another --name, or remove "
+            f"{path} was made with other values of {', '.join(differing)}; give the comparison another --name, or remove "
             "the file"
         )
     return found

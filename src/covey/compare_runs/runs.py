@@ -19,7 +19,7 @@ from typing import Any
 
 from covey.compare_runs.base_arms import base_result
 from covey.compare_runs.plan import BASE, RESULTS, Piece, Plan
-from covey.compare_runs.results import Json, collect, last_gold, read_result, recipe_hash, result_hash, write_result
+from covey.compare_runs.results import Json, collect, last_gold, made_of, read_result, recipe_values, write_result
 from covey.config import Recipe, load_recipe, make_recipe
 from covey.interrupts import StopRequest, stop_on_signals
 from covey.monitor.run_directory import JsonlLog, RunDirectory, read_rows, write_text_atomic
@@ -88,8 +88,8 @@ def chosen_rates(plan: Plan, trials: Sequence[Json]) -> dict[str, float]:
 def measured_base(shop: Workshop) -> Json:
     """Return the result of the untrained arms, measured now unless it has been."""
     recipe = make_recipe(shop.plan.recipe)
-    path, key = shop.result_of(BASE), result_hash(recipe, shop.plan)
-    if (found := read_result(path, expected_hash=key)) is not None:
+    path, made = shop.result_of(BASE), made_of(recipe, shop.plan)
+    if (found := read_result(path, wanted=made)) is not None:
         return found
     shop.say(f"base: {shop.plan.best_of} samples of each test question")
     own = recipe.task.level
@@ -99,7 +99,7 @@ def measured_base(shop: Workshop) -> Json:
     tables = measure(shop, recipe.model.name, recipe, wanted, name=BASE)
     keys = ["test/greedy", "choose/sampled", "test/sampled", *(f"{level}/sampled" for level in shop.plan.harder)]
     result = base_result(dict(zip(keys, tables, strict=True)), best_of=shop.plan.best_of)
-    write_result(path, result | {"result_hash": key, "elapsed_s": round(time.monotonic() - started, 1)})
+    write_result(path, result | made | {"elapsed_s": round(time.monotonic() - started, 1)})
     return json.loads(path.read_text())
 
 
@@ -107,8 +107,8 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
     """Return the result of a run: read if it is there, else made, after going on with what there is of the run."""
     recipe = shop.plan.recipe_of(piece, shop.directory)
     path = shop.result_of(piece.name)
-    key = result_hash(recipe, shop.plan)
-    found = read_result(path, expected_hash=key)
+    made = made_of(recipe, shop.plan)
+    found = read_result(path, wanted=made)
     run = RunDirectory(shop.directory / "runs" / piece.name)
     if found is not None:
         drop_weights(shop, run)  # They are still there if the process was killed when it had just written the result.
@@ -119,7 +119,7 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
     shop.say(f"{'trial' if piece.is_trial else 'run'} {number} of {count}: {piece.name}{', going on' if is_begun else ''}")
     shop.log("resumed" if is_begun else "started", piece.name)
     if is_begun:
-        if recipe_hash(load_recipe(run.recipe)) != recipe_hash(recipe):
+        if recipe_values(load_recipe(run.recipe)) != recipe_values(recipe):
             raise CoveyError(f"{run.path} was begun with another recipe; give the comparison another --name, or remove it")
         words = ["train", "--resume", str(run.path)]
     else:
@@ -136,7 +136,7 @@ def finished(shop: Workshop, piece: Piece, number: int, count: int) -> Json:
     wanted = [(level, "test", "sampled", shop.plan.samples) for level in levels]
     tables = measure(shop, str(run.path), recipe, wanted, name=piece.name) if wanted else []
     result = collect(piece, recipe, run, dict(zip(levels, tables, strict=True)))
-    write_result(path, result | {"result_hash": key})
+    write_result(path, result | made)
     shop.log("finished", piece.name, seconds=round(time.monotonic() - started, 1))
     drop_weights(shop, run)
     shop.say(result_line(result))
