@@ -18,7 +18,7 @@ from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.judge import ask, load
 from covey.rewards.sandbox.outcomes import Outcome
 from covey.rewards.sandbox.tiers import Tier
-from covey.rewards.sandbox.zygotes import Zygote, execution
+from covey.rewards.sandbox.zygotes import AnyZygote, execution
 
 ATTACK_LIMITS = Limits(cpu_s=2, patience=1.0)
 
@@ -67,7 +67,7 @@ def field() -> Generator[Field]:
         yield Field(laid=laid, abstract=abstract, named=named)
 
 
-def reached(zygote: Zygote, name: str, found: Field) -> str:
+def reached(zygote: AnyZygote, name: str, found: Field) -> str:
     """Make one attempt. Return what it reached, empty if nothing; raise if it never started."""
     with execution(zygote, "calls", ATTACK_LIMITS) as candidate:
         failure = load(candidate, HOST_ATTACKS[name], "attack")
@@ -89,7 +89,7 @@ def clean_up() -> None:
 def escaped(tier: Tier, names: Iterable[str] = tuple(HOST_ATTACKS), *, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return by name what each attempt reached. `without`: lines of the policy that are left out."""
     clean_up()
-    zygote = Zygote(tier, without=without)
+    zygote = tier.start(without=without)
     try:
         results: dict[str, str] = {}
         for name in names:

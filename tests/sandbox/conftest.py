@@ -7,18 +7,33 @@ from collections.abc import Iterator
 import pytest
 
 from covey.rewards.sandbox.inside.limits import Limits
+from covey.rewards.sandbox.interpreters import interpreter
 from covey.rewards.sandbox.pool import SandboxPool
-from covey.rewards.sandbox.tiers import TIERS, Tier
+from covey.rewards.sandbox.tiers import TIERS, Tier, remote_tier
 
 QUICK = Limits(cpu_s=1, patience=1.0)
 
 
-@pytest.fixture(scope="session", params=list(TIERS))
-def tier(request: pytest.FixtureRequest) -> Tier:
-    found = TIERS[request.param]
+QUICK_TIERS = ("bubblewrap", "landlock")
+"""In these all attempts are made whenever the tests run; in the others with `-m slow`, and `test_other_tiers.py` makes some."""
+ALL_TIERS = {**TIERS, "remote": remote_tier([interpreter()])}
+"""With a command: elsewhere is a process of this machine, with nothing around it but what a zygote brings along."""
+
+
+def available(name: str) -> Tier:
+    """Return the tier, or skip the test with what is missing."""
+    found = ALL_TIERS[name]
     if missing := found.missing():
         pytest.skip(missing)
     return found
+
+
+@pytest.fixture(
+    scope="session",
+    params=[name if name in QUICK_TIERS else pytest.param(name, marks=pytest.mark.slow) for name in ALL_TIERS],
+)
+def tier(request: pytest.FixtureRequest) -> Tier:
+    return available(request.param)
 
 
 @pytest.fixture(scope="session")

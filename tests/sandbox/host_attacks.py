@@ -7,12 +7,18 @@ sets it to what it is, and calls of the kernel have arguments that it refuses.
 from __future__ import annotations
 
 _HEAD = """
-import ctypes, errno, mmap, os, resource, signal, socket, struct, sys, threading, time
+import errno, os, signal, socket, struct, sys, threading, time
 
-LIBC = ctypes.CDLL(None, use_errno=True)
+try:
+    import ctypes, mmap, resource
+    LIBC = ctypes.CDLL(None, use_errno=True)
+except ImportError:  # An interpreter without them cannot use them.
+    LIBC = None
 IS_X86 = os.uname().machine == "x86_64"
 
 def call(x86, arm, *arguments):
+    if LIBC is None:
+        raise OSError(errno.ENOSYS, "no calls of the kernel")
     found = LIBC.syscall(x86 if IS_X86 else arm, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if found < 0:
         raise OSError(ctypes.get_errno(), "refused")
@@ -35,7 +41,7 @@ def attempt(bait):
 def attack(bait):
     try:
         found = attempt(bait)
-    except (OSError, ValueError, MemoryError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, MemoryError, RuntimeError, AttributeError, NameError, ImportError) as error:
         return ["live"]
     return ["live"] if found is False else ["live", str(found)]
 """
@@ -71,7 +77,7 @@ _BODIES = {
     "removes a file": "os.unlink(bait['spare'])",
     "renames a file": "os.rename(bait['secret'], bait['secret'] + '2')",
     "makes a link": "os.symlink('/etc/passwd', bait['target'] + '/link')",
-    "changes rights": "os.chmod(bait['secret'], 0o600)",
+    "changes rights": "os.chmod(bait['secret'], 0o600)\nreturn os.stat(bait['secret']).st_mode & 0o777 == 0o600",
     "truncates": "os.truncate(bait['secret'], 0)",
     "sets times": "os.utime(bait['secret'])",
     "a file without a name": "return os.open(bait['target'], os.O_TMPFILE | os.O_RDWR)",

@@ -29,7 +29,7 @@ ECHO = ProgramJob(runs=[("a b\n", "a b\n"), ("", "\n")])
         (DOUBLE, "f = 3", "exception", 0),
         (DOUBLE, "def f(x):\n    while True: pass", "timeout", 0),
         (DOUBLE, "import time\ndef f(x): time.sleep(60)", "timeout", 0),
-        (DOUBLE, "def f(x): return len(bytearray(1 << 31))", "memory", 0),
+        (DOUBLE, "def f(x): return len(bytearray(1 << 30))", "memory", 0),
         (DOUBLE, "import os\ndef f(x): os._exit(3)", "crashed", 0),
         (DOUBLE, "def f(x): return object()", "wrong", 0),
         (DOUBLE, "x" * 2_000_000, "protocol_violation", 0),

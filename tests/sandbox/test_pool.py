@@ -18,7 +18,7 @@ from tests.sandbox.test_host_attacks import state_of_machine
 from tests.sandbox.test_judge import DOUBLE
 
 from covey.rewards.sandbox import tiers as tiers_module
-from covey.rewards.sandbox.canaries import CANARIES, escapes
+from covey.rewards.sandbox.canaries import CANARIES, NEEDS, escapes
 from covey.rewards.sandbox.pool import NoSandboxError, SandboxPool, choose_tier, tried
 from covey.rewards.sandbox.tiers import TIERS, UNPROTECTED, Tier
 from covey.rewards.sandbox.zygotes import SandboxError, Zygote
@@ -44,7 +44,7 @@ def test_unprotected_the_canaries_do_escape():
     finally:
         zygote.close()
     assert {"reads_file", "connects", "forks", "kills", "runs_program"} <= set(found)
-    assert "imports_and_threads" not in found
+    assert not NEEDS & set(found)
     assert set(found) <= set(CANARIES)
     assert state_of_machine() == before
 
@@ -112,6 +112,8 @@ def test_nothing_is_left_behind(tier: Tier):
 
 def test_zygotes_stay_from_batch_to_batch(tier: Tier):
     """A process may be told to end with its parent, and the kernel then means the thread that has started it."""
+    if not tier.keeps_zygote:
+        pytest.skip("each candidate has its own")
     with SandboxPool(tier, limits=QUICK) as pool:
         seen = []
         for _ in range(3):
@@ -122,23 +124,32 @@ def test_zygotes_stay_from_batch_to_batch(tier: Tier):
 
 def test_a_trainer_that_is_killed_leaves_no_zygote(tier: Tier):
     code = (
-        "import sys, time\nfrom covey.rewards.sandbox.pool import SandboxPool\nfrom covey.rewards.sandbox.tiers import TIERS\n"
-        "from covey.rewards.sandbox.judge import CallJob, Case\n"
-        "pool = SandboxPool(TIERS[sys.argv[1]])\njob = CallJob(entry='f', cases=[Case(args=(), right=1)])\n"
+        "import sys, threading, time\nfrom covey.rewards.sandbox.pool import SandboxPool\n"
+        "from tests.sandbox.conftest import ALL_TIERS\nfrom covey.rewards.sandbox.judge import CallJob, Case\n"
+        "pool = SandboxPool(ALL_TIERS[sys.argv[1]])\njob = CallJob(entry='f', cases=[Case(args=(), right=1)])\n"
         "pool.grade_all([(job, 'def f(): return 1')] * 8)\n"
+        "loop = 'import time\\ndef f():\\n    time.sleep(60)'\n"
+        "threading.Thread(target=pool.grade, args=(job, loop)).start()\ntime.sleep(1)\n"
         "print(*[zygote.process_id for zygote in pool._zygotes.values()], flush=True)\n"
-        "pool.grade(job, 'def f():\\n    while True: pass')\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, tier.name], stdout=subprocess.PIPE, text=True) as trainer:
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tier.name], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}
+    ) as trainer:
         assert trainer.stdout is not None
-        zygotes = [int(word) for word in trainer.stdout.readline().split()]
-        time.sleep(0.2)
+        zygotes = {int(word) for word in trainer.stdout.readline().split()}
+        started = zygotes | set().union(*map(descendants_of, zygotes))
         trainer.kill()
-    assert zygotes
+    assert len(started) > len(zygotes) > 0, "the candidate is one of them"
     deadline = time.monotonic() + 5
-    while any(map(is_alive, zygotes)) and time.monotonic() < deadline:
+    while any(map(is_alive, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [process_id for process_id in zygotes if is_alive(process_id)] == []
+    assert [process_id for process_id in started if is_alive(process_id)] == []
+
+
+def descendants_of(process_id: int) -> set[int]:
+    children = children_of(process_id)
+    return children.union(*map(descendants_of, children))
 
 
 def is_alive(process_id: int) -> bool:
@@ -150,7 +161,7 @@ def is_alive(process_id: int) -> bool:
 def test_a_zygote_that_dies_is_replaced(tier: Tier):
     with SandboxPool(tier, num_zygotes=1, limits=QUICK) as pool:
         assert pool.grade(DOUBLE, GOOD).has_passed
-        os.kill(pool._zygotes[0].process_id, signal.SIGKILL)
+        os.kill(pool._zygote(0).process_id, signal.SIGKILL)
         assert pool.grade(DOUBLE, GOOD).has_passed
 
 

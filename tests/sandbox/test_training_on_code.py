@@ -36,6 +36,7 @@ def without_kernel_help() -> None:
 @pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8 or os.uname().machine != "x86_64", reason="numbers of x86-64")
 def test_without_a_sandbox_the_run_refuses_before_the_model_is_loaded(tmp_path: Path):
     code = (
+        "import sys\nsys.modules['wasmtime'] = None\n"
         "from tests.sandbox.test_training_on_code import without_kernel_help\nwithout_kernel_help()\n"
         "from covey.cli import main\nmain()"
     )
@@ -44,7 +45,7 @@ def test_without_a_sandbox_the_run_refuses_before_the_model_is_loaded(tmp_path: 
     )
     assert done.code != 0
     assert "rewards that run code need a sandbox that holds" in done.err
-    for name in TIERS:
+    for name in (name for name, tier in TIERS.items() if tier.is_automatic):
         assert f"{name}: " in done.err
     assert 'sandbox = "unprotected"' in done.err
     assert "Traceback" not in done.err

@@ -17,7 +17,7 @@ from covey.rewards.sandbox.inside import wire
 from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.judge import ask, load
 from covey.rewards.sandbox.outcomes import Outcome
-from covey.rewards.sandbox.zygotes import SandboxError, Zygote, execution
+from covey.rewards.sandbox.zygotes import AnyZygote, SandboxError, execution
 
 LIVE = "live"
 _LIMITS = Limits(cpu_s=2, memory_mb=512)
@@ -66,8 +66,9 @@ def bait() -> Generator[Bait]:
         yield Bait(secret=secret, target=directory, port=listener.getsockname()[1], victim=victim.pid)
 
 
-def escapes(zygote: Zygote) -> Mapping[str, str]:
-    """Try every canary. Return by its name what got out, or that it could not be tried; empty: the sandbox holds.
+def escapes(zygote: AnyZygote, *, lacks: frozenset[str] = frozenset()) -> Mapping[str, str]:
+    """Try every canary but those in `lacks`. Return by its name what got out, or that it could not be tried; empty: the sandbox
+    holds.
 
     Raises:
         SandboxError: the sandbox does not run at all.
@@ -75,13 +76,15 @@ def escapes(zygote: Zygote) -> Mapping[str, str]:
     found: dict[str, str] = {}
     with bait() as laid:
         for name in CANARIES:
+            if name in lacks & NEEDS:
+                continue
             verdict = attempt(zygote, name, laid)
             if verdict:
                 found[name] = verdict
     return found
 
 
-def attempt(zygote: Zygote, name: str, laid: Bait) -> str:
+def attempt(zygote: AnyZygote, name: str, laid: Bait) -> str:
     """Try one canary in an execution of its own. Return what got out; empty: nothing."""
     with execution(zygote, "calls", _LIMITS) as candidate:
         failure = load(candidate, _SOURCE.read_text(), name)
@@ -108,6 +111,9 @@ CANARIES = (
     "changes_limits",
     "takes_memory",
     "sees_environment",
-    "imports_and_threads",
+    "imports",
+    "threads",
 )
-"""The functions of `canaries_inside.py`. The last one is no escape: it is what honest solutions need."""
+"""The functions of `canaries_inside.py`. The last two are no escapes: they are what honest solutions need."""
+NEEDS = frozenset({"imports", "threads"})
+"""Those that a tier may be known not to offer."""

@@ -18,7 +18,7 @@ from covey.rewards.sandbox.compare_values import Comparison, same_output
 from covey.rewards.sandbox.inside import wire
 from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.outcomes import Outcome, OutcomeClass
-from covey.rewards.sandbox.zygotes import EndedError, Ending, Execution, Zygote, execution, ready_files
+from covey.rewards.sandbox.zygotes import AnyZygote, EndedError, Ending, Execution, execution, ready_files
 
 MAX_OUTPUT_BYTES = 1 << 20
 MAX_CALLS = 10_000
@@ -49,7 +49,7 @@ class CallJob:
     cases: Sequence[Case]
     comparison: Comparison = field(default_factory=Comparison)
 
-    def grade(self, zygote: Zygote, source: str, limits: Limits) -> Outcome:
+    def grade(self, zygote: AnyZygote, source: str, limits: Limits) -> Outcome:
         """Return what came of the candidate. It is asked one case after the other, until one is not answered."""
         num_passed = 0
         outcome = Outcome(kind="wrong", num_tests=len(self.cases))
@@ -81,7 +81,7 @@ class AssertJob:
     prefix: str = ""
     """Source that goes before the candidate's, such as the imports that the question shows."""
 
-    def grade(self, zygote: Zygote, source: str, limits: Limits) -> Outcome:
+    def grade(self, zygote: AnyZygote, source: str, limits: Limits) -> Outcome:
         """Return what came of the candidate."""
         with execution(zygote, "calls", limits) as candidate, execution(zygote, "tests", limits) as tests:
             failure = load(candidate, self.prefix + source, self.entry)
@@ -137,7 +137,7 @@ class ProgramJob:
     """(standard input, right output)."""
     rel_tol: float = 0.0
 
-    def grade(self, zygote: Zygote, source: str, limits: Limits) -> Outcome:
+    def grade(self, zygote: AnyZygote, source: str, limits: Limits) -> Outcome:
         """Return what came of the candidate: its first failure, if it has one."""
         num_passed, failure = 0, None
         for given, right in self.runs:
@@ -214,7 +214,7 @@ def outcome_of_ending(ending: Ending, limits: Limits) -> Outcome:
     return Outcome(kind="crashed", detail=f"its process ended with {ending.exit_code}", cpu_s=ending.cpu_s)
 
 
-def output_of(zygote: Zygote, source: str, given: str, limits: Limits) -> str | Outcome:
+def output_of(zygote: AnyZygote, source: str, given: str, limits: Limits) -> str | Outcome:
     """Return what a program writes when it is given this, or what went wrong."""
     with ExitStack() as files:
         their_input, giving = map(files.enter_context, new_pipe())

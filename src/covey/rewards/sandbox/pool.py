@@ -15,7 +15,7 @@ from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.judge import CallJob, Case, Job
 from covey.rewards.sandbox.outcomes import Outcome
 from covey.rewards.sandbox.tiers import TIERS, UNPROTECTED, Tier
-from covey.rewards.sandbox.zygotes import SandboxError, Zygote
+from covey.rewards.sandbox.zygotes import AnyZygote, SandboxError
 from covey.types import CoveyError
 
 AUTO = "auto"
@@ -50,7 +50,7 @@ def choose_tier(name: str = AUTO, *, tiers: Mapping[str, Tier] = TIERS) -> Choic
     if name != AUTO and name not in tiers:
         raise CoveyError(f"sandbox={name!r} is none; choose auto, {', '.join(tiers)}, or {UNPROTECTED.name}")
     refused: dict[str, str] = {}
-    for tier in tiers.values() if name == AUTO else [tiers[name]]:
+    for tier in [tier for tier in tiers.values() if tier.is_automatic] if name == AUTO else [tiers[name]]:
         reason, facts = tried(tier)
         if not reason:
             return Choice(tier=tier, refused=refused, facts=facts)
@@ -68,11 +68,11 @@ def tried(tier: Tier) -> tuple[str, Mapping[str, Any]]:
     if missing := tier.missing():
         return missing, {}
     try:
-        zygote = Zygote(tier)
+        zygote = tier.start()
     except SandboxError as error:
         return f"it does not start ({error})", {}
     try:
-        found = escapes(zygote)
+        found = escapes(zygote, lacks=tier.lacks)
     except SandboxError as error:
         return f"it does not run ({error})", zygote.facts
     finally:
@@ -85,7 +85,7 @@ class SandboxPool:
 
     def __init__(self, tier: Tier, *, num_zygotes: int = 2, limits: Limits | None = None) -> None:
         self.tier, self.limits, self.num_zygotes = tier, limits or Limits(), num_zygotes
-        self._zygotes: dict[int, Zygote] = {}
+        self._zygotes: dict[int, AnyZygote] = {}
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(num_zygotes):
             self._free.put(number)
@@ -127,6 +127,9 @@ class SandboxPool:
                 reason = str(error)
                 self._drop(number)
                 continue
+            finally:
+                if not self.tier.keeps_zygote:
+                    self._drop(number)
             if not outcome.was_starved or attempt:
                 return outcome
             self._drop(number)  # Once more in a fresh one: it may have been the machine that was busy.
@@ -142,9 +145,9 @@ class SandboxPool:
         self._drop(number)
         return Outcome(kind="infra_error", num_tests=1, detail=reason)
 
-    def _zygote(self, number: int) -> Zygote:
+    def _zygote(self, number: int) -> AnyZygote:
         if number not in self._zygotes:
-            self._zygotes[number] = Zygote(self.tier, number=number)
+            self._zygotes[number] = self.tier.start(number=number)
         return self._zygotes[number]
 
     def _drop(self, number: int) -> None:
@@ -153,7 +156,7 @@ class SandboxPool:
             zygote.close()
 
 
-def close_all(zygotes: dict[int, Zygote], owner: int) -> None:
+def close_all(zygotes: dict[int, AnyZygote], owner: int) -> None:
     """End the zygotes, in the process that has started them and in no fork of it."""
     if os.getpid() == owner:
         while zygotes:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
-import stat
 import sys
-import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from covey.rewards.sandbox import wasm_runtime
+from covey.rewards.sandbox.carried import FAR_MODULES, opening, remote_command
+from covey.rewards.sandbox.far_zygotes import FarZygote
 from covey.rewards.sandbox.inside import landlock
+from covey.rewards.sandbox.interpreters import interpreter, readable_paths
+from covey.rewards.sandbox.zygotes import AnyZygote, Zygote
 
-INSIDE = Path(__file__).parent / "inside"
-_STARTER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inside import zygote; del sys.path[0]; zygote.main()"
-_SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
-FIRST_USER = 60_000
-"""As root, zygote number i of the tier without namespaces becomes the user with this number plus i."""
+_WASM_STARTER = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from covey.rewards.sandbox.wasm_host import main; main()"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,41 +31,29 @@ class Tier:
     missing: Callable[[], str]
     """Return what this machine lacks for it, with the remedy; empty: nothing that can be known without trying."""
     wrapper: Callable[[], list[str]]
-    """Return the command that the interpreter's own is put behind."""
+    """Return the command that the interpreter's own is put behind; of a zygote elsewhere, the whole command."""
+    zygote: Callable[..., AnyZygote] = Zygote
+    """Start a zygote of a tier: (tier, *, number, without)."""
+    opening: Callable[[Tier, tuple[str, ...]], bytes] = lambda tier, without: b""
+    """Return the first bytes of the stream to a zygote elsewhere: (tier, lines of the policy that are left out)."""
     has_landlock: bool = True
     has_filter: bool = True
     changes_user: bool = True
     """Whether a zygote that root has started becomes another user."""
+    keeps_zygote: bool = True
+    """Whether a zygote serves one candidate after the other, or one alone."""
+    is_automatic: bool = True
+    """Whether `auto` may take it."""
+    lacks: frozenset[str] = frozenset()
+    """Canaries about what honest solutions need that are not sent out, for this is known to be missing."""
 
+    def start(self, *, number: int = 0, without: tuple[str, ...] = ()) -> AnyZygote:
+        """Return a zygote. `without`: lines of the policy that are left out, for tests of what each is there for.
 
-def interpreter() -> str:
-    """Return the interpreter itself, outside of any virtual environment."""
-    return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
-
-
-def readable_paths() -> list[str]:
-    """Return what candidates may read: the standard library, shared libraries, and the package `inside`."""
-    paths = [*_SYSTEM_LIBRARIES, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(INSIDE)]
-    paths += [str(Path(sys.base_prefix) / name) for name in ("lib", "lib64")]
-    return list(dict.fromkeys(path for path in paths if os.path.exists(path)))
-
-
-def is_open_to_all(path: str) -> bool:
-    """Return whether any user may reach what lies there: an interpreter in root's home is closed to all but root."""
-    is_reached = all(above.stat().st_mode & stat.S_IXOTH for above in Path(path).parents)
-    return is_reached and bool(os.stat(path).st_mode & stat.S_IROTH)
-
-
-def user_of_zygote(tier: Tier, number: int) -> int | None:
-    """Return the user that zygote number `number` becomes; None: it stays who it is, which root does without capabilities."""
-    if not tier.changes_user or os.getuid() != 0 or not all(map(is_open_to_all, readable_paths())):
-        return None
-    return FIRST_USER + number
-
-
-def zygote_command() -> list[str]:
-    """Return the interpreter's own command: no site, no user packages, nothing of the current directory."""
-    return [interpreter(), "-s", "-S", "-P", "-B", "-c", _STARTER, str(INSIDE.parent)]
+        Raises:
+            SandboxError: it does not start.
+        """
+        return self.zygote(self, number=number, without=without)
 
 
 def bubblewrap() -> str | None:
@@ -94,6 +84,44 @@ def _landlock_missing() -> str:
     return "the kernel has no Landlock (Linux 5.13 or later, enabled at boot with lsm=landlock)"
 
 
+def _wasm_command() -> list[str]:
+    return [
+        sys.executable,
+        "-s",
+        "-P",
+        "-B",
+        "-c",
+        _WASM_STARTER,
+        json.dumps([os.path.abspath(path) for path in sys.path if path]),
+    ]
+
+
+def _wasm_opening(tier: Tier, without: tuple[str, ...]) -> bytes:
+    return opening({"cache": str(wasm_runtime.cache_directory()), "without": list(without)})
+
+
+def _remote_opening(tier: Tier, without: tuple[str, ...]) -> bytes:
+    settings = {"has_landlock": tier.has_landlock, "has_filter": tier.has_filter, "without": list(without)}
+    return opening(settings, FAR_MODULES)
+
+
+def remote_tier(command: Sequence[str]) -> Tier:
+    """Return the tier whose zygotes a command starts elsewhere; it must end in an interpreter, or hold `{boot}` where one goes.
+
+    The judge stays here. What confines candidates is what the command puts around them, and the filter, the limits and, where
+    the kernel there has it, Landlock, which the zygote brings along.
+    """
+    return Tier(
+        name="remote",
+        missing=lambda: "" if command else "there is no command; give reward.sandbox_command, as in the guide on code",
+        wrapper=lambda: remote_command(command),
+        zygote=FarZygote,
+        opening=_remote_opening,
+        changes_user=False,
+        is_automatic=False,
+    )
+
+
 TIERS: Mapping[str, Tier] = {
     # Namespaces: no network, no other processes, no files but libraries.
     "bubblewrap": Tier(
@@ -103,12 +131,36 @@ TIERS: Mapping[str, Tier] = {
         has_landlock=False,
         changes_user=False,
     ),
+    # The same for each candidate anew. It holds where the one above does, and so `auto` need not try it.
+    "bubblewrap-each": Tier(
+        name="bubblewrap-each",
+        missing=_bubblewrap_missing,
+        wrapper=_bubblewrap_command,
+        has_landlock=False,
+        changes_user=False,
+        keeps_zygote=False,
+        is_automatic=False,
+    ),
     # Needs no namespaces, and so works in containers.
     "landlock": Tier(
         name="landlock",
         missing=_landlock_missing,
         wrapper=list,
     ),
+    # Needs nothing of the kernel: the candidate is a module that has no system calls.
+    "wasm": Tier(
+        name="wasm",
+        missing=wasm_runtime.missing,
+        wrapper=_wasm_command,
+        zygote=FarZygote,
+        opening=_wasm_opening,
+        has_landlock=False,
+        has_filter=False,
+        changes_user=False,
+        lacks=frozenset({"threads"}),
+    ),
+    # Where a command leads to; without one it is never chosen.
+    "remote": remote_tier(()),
 }
 """Best first: `auto` takes the first that withstands the canaries."""
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import subprocess
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from covey.rewards.sandbox.inside import wire
 from covey.rewards.sandbox.inside.limits import Limits
-from covey.rewards.sandbox.tiers import Tier, readable_paths, user_of_zygote, zygote_command
+from covey.rewards.sandbox.interpreters import is_open_to_all, readable_paths, zygote_command
 
+if TYPE_CHECKING:
+    from covey.rewards.sandbox.tiers import Tier
+
+FIRST_USER = 60_000
+"""As root, zygote number i of the tier without namespaces becomes the user with this number plus i."""
 START_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 5.0
 """How long a zygote may take to say that an execution has ended, once it has been told to end it."""
@@ -43,6 +49,28 @@ class Ending:
     def is_over_time(self, limits: Limits) -> bool:
         """Whether it used up its processor time."""
         return self.exit_code < 0 and self.cpu_s >= limits.cpu_s - 0.2
+
+
+class AnyZygote(Protocol):
+    """What forks executions, here or elsewhere."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What it says of itself."""
+        ...
+
+    @property
+    def process_id(self) -> int:
+        """Of what was started on this machine."""
+        ...
+
+    def close(self) -> None: ...
+
+    def begin(self, mode: str, limits: Limits, streams: tuple[int, ...] = ()) -> Execution: ...
+
+    def end(self, number: int) -> Ending: ...
+
+    def ending(self, number: int, timeout_s: float) -> Ending | None: ...
 
 
 class EndedError(Exception):
@@ -94,6 +122,13 @@ def started(command: list[str], control: int) -> subprocess.Popen[bytes]:
         raise SandboxError(f"{command[0]} cannot be run: {error.strerror}") from error
 
 
+def user_of_zygote(tier: Tier, number: int) -> int | None:
+    """Return the user that zygote number `number` becomes; None: it stays who it is, which root does without capabilities."""
+    if not tier.changes_user or os.getuid() != 0 or not all(map(is_open_to_all, readable_paths())):
+        return None
+    return FIRST_USER + number
+
+
 class Zygote:
     """A confined process that forks executions. For one thread at a time."""
 
@@ -108,6 +143,7 @@ class Zygote:
             "user": user_of_zygote(tier, number),
             "has_filter": tier.has_filter,
             "without": list(without),
+            "preloads": tier.keeps_zygote,
         }
         with theirs:
             self._process = started([*tier.wrapper(), *zygote_command(), json.dumps(setup)], theirs.fileno())
@@ -204,7 +240,7 @@ class Zygote:
 class Execution:
     """One candidate, or one data set's tests, at work."""
 
-    def __init__(self, zygote: Zygote, number: int, connection: socket.socket, limits: Limits) -> None:
+    def __init__(self, zygote: AnyZygote, number: int, connection: socket.socket, limits: Limits) -> None:
         self.limits = limits
         self._zygote, self._number, self._connection = zygote, number, connection
         self._deadline = time.monotonic() + limits.wall_s
@@ -288,7 +324,7 @@ class Execution:
 
 
 @contextmanager
-def execution(zygote: Zygote, mode: str, limits: Limits, streams: tuple[int, ...] = ()) -> Generator[Execution]:
+def execution(zygote: AnyZygote, mode: str, limits: Limits, streams: tuple[int, ...] = ()) -> Generator[Execution]:
     """Fork an execution that has ended when the block is left."""
     running = zygote.begin(mode, limits, streams)
     try:

@@ -6,12 +6,11 @@ import atexit
 import builtins
 import os
 import random
-import socket
 import sys
 import types
 from collections.abc import Callable
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, Protocol
 
 from . import wire
 
@@ -22,10 +21,18 @@ _FIXED_SEED = 0
 Json = dict[str, Any]
 
 
-class Channel:
-    """Frames over a socket, to and from the judge."""
+class Connection(Protocol):
+    """What a channel goes over: a socket, or what is used like one."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def recv(self, count: int, /) -> bytes: ...
+
+    def sendall(self, data: bytes, /) -> None: ...
+
+
+class Channel:
+    """Frames over a connection, to and from the judge."""
+
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def send(self, message: Json) -> None:
@@ -186,7 +193,7 @@ def _text_file(number: int, mode: str) -> TextIOWrapper:
 MODES: dict[str, Callable[[Channel], None]] = {"calls": answer_calls, "tests": run_tests, "program": run_program}
 
 
-def run(mode: str, connection: socket.socket) -> None:
+def run(mode: str, connection: Connection) -> None:
     """Do what the mode says and end the process, whatever happens."""
     code = 1
     try:

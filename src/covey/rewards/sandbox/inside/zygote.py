@@ -20,12 +20,8 @@ from typing import Any
 from . import landlock, programs, seccomp
 from .kernel import drop_capabilities, prctl
 from .limits import Limits
+from .preloaded import PRELOADED
 
-PRELOADED = (
-    *("abc", "array", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "datetime"),
-    *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers"),
-    *("operator", "random", "re", "statistics", "string", "struct", "textwrap", "threading", "time", "typing", "unicodedata"),
-)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 MAX_ORDER_BYTES = 4096
 
@@ -44,6 +40,43 @@ class Setup:
     """Whether executions are put under the filter of system calls."""
     without: list[str]
     """Lines of the policy that are left out: for tests of what each is there for."""
+    preloads: bool = True
+    """Whether it imports what executions may want, which pays where there is more than one."""
+
+
+def confine(setup: Setup) -> dict[str, Any]:
+    """Import, then give up what this process does not need any more. Return what was done."""
+    for name in PRELOADED if setup.preloads else ():
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    if setup.user is not None:
+        os.setgroups([])
+        os.setresgid(*[setup.user] * 3)
+        os.setresuid(*[setup.user] * 3)
+    if "capabilities" not in setup.without:
+        drop_capabilities()
+    version = landlock.restrict_files(setup.readable) if setup.readable is not None else 0
+    prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
+    return {"landlock": version, "user": os.getuid()}
+
+
+def become(setup: Setup, order: dict[str, Any], files: list[int]) -> None:
+    """Become an execution: keep the channel and the standard files, and give up the rest for good."""
+    # With the zygote, whose own end is that of its orders.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # To /dev/null: what the zygote says there goes to the trainer, and no candidate may speak in its name.
+    os.dup2(1, 2)
+    channel, *streams = files
+    for target, number in enumerate(streams):
+        os.dup2(number, target)
+        os.close(number)
+    without = tuple(setup.without)
+    Limits(**order["limits"]).set(without=without)
+    if setup.has_filter:
+        seccomp.restrict_this_process(without=without)
+    programs.run(order["mode"], socket.socket(fileno=channel))
 
 
 class Zygote:
@@ -54,26 +87,9 @@ class Zygote:
         self._control = socket.socket(fileno=setup.control)
         self._running: dict[int, tuple[int, int]] = {}  # By the file number of the process: its id and the execution's.
 
-    def confine(self) -> dict[str, Any]:
-        """Import, then give up what is not needed any more. Return what was done."""
-        for name in PRELOADED:
-            importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
-        if self._setup.user is not None:
-            os.setgroups([])
-            os.setresgid(*[self._setup.user] * 3)
-            os.setresuid(*[self._setup.user] * 3)
-        if "capabilities" not in self._setup.without:
-            drop_capabilities()
-        version = landlock.restrict_files(self._setup.readable) if self._setup.readable is not None else 0
-        prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1)
-        prctl(_PR_SET_DUMPABLE, 0)
-        return {"ready": True, "landlock": version, "user": os.getuid()}
-
     def serve(self) -> None:
         """Take orders until the socket ends."""
-        self._say(self.confine())
+        self._say({"ready": True, **confine(self._setup)})
         orders = self._control.fileno()
         while True:
             poller = select.poll()  # Not select, which knows no number above 1,023: the trainer chose that of the socket.
@@ -110,23 +126,10 @@ class Zygote:
         self._running[os.pidfd_open(process_id)] = (process_id, order["run"])
 
     def _execute(self, order: dict[str, Any], files: list[int]) -> None:
-        """Become an execution: keep the channel and the standard files, and give up the rest for good."""
         self._control.close()
         for handle in self._running:
             os.close(handle)
-        # With the zygote, whose own end is that of its socket.
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # To /dev/null: what the zygote says there goes to the trainer, and no candidate may speak in its name.
-        os.dup2(1, 2)
-        channel, *streams = files
-        for target, number in enumerate(streams):
-            os.dup2(number, target)
-            os.close(number)
-        without = tuple(self._setup.without)
-        Limits(**order["limits"]).set(without=without)
-        if self._setup.has_filter:
-            seccomp.restrict_this_process(without=without)
-        programs.run(order["mode"], socket.socket(fileno=channel))
+        become(self._setup, order, files)
 
     def _bury(self, handle: int) -> None:
         process_id, number = self._running.pop(handle)
