@@ -12,11 +12,13 @@ import pytest
 from tests import processes
 from tests.digits import bits_of as bits_of_model
 from tests.digits import digest, leave_out_slow_parts, newest, train_digits, train_killed
+from tests.interrupted_runs import log_problems
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "with adapters": {"lora__rank": 2},
     "with several updates": {"num_iterations": 2, "num_minibatches": 2},
+    "saved in the foreground": {"checkpoint__in_background": False},
 }
 NUM_RANDOM_KILLS = 200
 
@@ -62,6 +64,8 @@ def _until_finished(directory: Path, name: str, variant: str, event: Any, alone:
             return kills, bits_of(directory / name) == alone[variant]
         if done.code != -signal.SIGKILL:
             raise RuntimeError(f"{name} ended with {done.code}: {done.err[-500:]}")
+        if problems := log_problems(directory / name):
+            raise RuntimeError(f"a kill has left the logs of {name} broken: {problems}")
         kills += 1
 
 

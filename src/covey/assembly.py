@@ -18,11 +18,13 @@ from covey.critic import Critic, CriticSpec, new_critic
 from covey.distributed import ALONE, Ranks
 from covey.evaluate import EvaluationSpec
 from covey.learner import ControllerSpec, Learner, LearnerSpec, ScoringSpec
+from covey.learner_specs import SpikeLimits
 from covey.model_rewards import RECIPE_REWARDS
 from covey.models.lora import AdapterSpec
 from covey.models.policy import Policy
 from covey.rewards.base import Reward, Rewarder
 from covey.rewards.code import CodeReward, SandboxSpec
+from covey.rewards.failures import COSTS_THE_GROUP, error_kind
 from covey.rewards.length import with_overlong_penalty
 from covey.rewards.registry import find_reward, find_rewards
 from covey.rewards.sandbox.inside.limits import Limits
@@ -103,14 +105,20 @@ def rollout_spec(recipe: Recipe, reward: Reward, *, is_given: bool = False) -> R
 
 
 def group_tests(recipe: Recipe, reward: Reward) -> tuple[Callable[[Group], bool], Callable[[Group], bool]]:
-    """Return two tests of a group: whether any of its rollouts counts, and whether it can move the weights."""
+    """Return two tests of a group: whether any of its rollouts counts, and whether it can move the weights.
+
+    A group in which something failed that has nothing to do with its completions does neither.
+    """
     objective, spec = objective_of(recipe), stats_spec(recipe, reward)
 
+    def is_broken(group: Group) -> bool:
+        return any(error_kind(rollout.reward) in COSTS_THE_GROUP for rollout in group.rollouts)
+
     def counts(group: Group) -> bool:
-        return any(is_scored(rollout, spec) for rollout in group.rollouts)
+        return any(is_scored(rollout, spec) for rollout in group.rollouts) and not is_broken(group)
 
     def has_signal(group: Group) -> bool:
-        return bool(objective.has_signal(group_stats([group], spec)))
+        return bool(objective.has_signal(group_stats([group], spec))) and not is_broken(group)
 
     return counts, has_signal
 
@@ -176,7 +184,9 @@ def sandbox_spec(recipe: Recipe) -> SandboxSpec:
     """Return where and within which limits candidates' code runs."""
     reward = recipe.reward
     limits = Limits(cpu_s=reward.sandbox_cpu_s, memory_mb=reward.sandbox_memory_mb)
-    return SandboxSpec(tier=reward.sandbox, num_zygotes=max(1, reward.num_workers), limits=limits)
+    return SandboxSpec(
+        tier=reward.sandbox, command=reward.sandbox_command, num_zygotes=max(1, reward.num_workers), limits=limits
+    )
 
 
 def with_sandbox(task: Task, recipe: Recipe) -> Task:
@@ -252,6 +262,7 @@ def make_learner(recipe: Recipe, policy: Policy, *, ranks: Ranks = ALONE, micro_
             num_iterations=train.num_iterations,
             num_minibatches=train.num_minibatches,
             seed=recipe.run.seed,
+            limits=SpikeLimits(**recipe.spikes.model_dump(exclude={"action"})),
         ),
         coefficients=Coefficients(beta=algorithm.beta, entropy=algorithm.entropy_coefficient),
         controllers=ControllerSpec(

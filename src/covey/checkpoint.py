@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from covey.monitor.disk import SaveError
 from covey.monitor.environment import describe_versions
 from covey.monitor.run_directory import fsync, write_bytes_synced
 from covey.types import CoveyError
@@ -35,8 +37,8 @@ _LEFTOVER = re.compile(r"\.(?P<kind>tmp|del|old)-.+-(?P<pid>\d+)")
 _SPARE_SPACE = 1.2  # free space asked for, in sizes of the checkpoint
 
 
-class SaveError(CoveyError):
-    """A checkpoint could not be written; the earlier ones are untouched."""
+class OtherFormatError(CoveyError):
+    """A checkpoint is whole, and of a format that this Covey does not read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ def save_checkpoint(
     directory: Path,
     step: int,
     *,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Tensors,
     texts: Mapping[str, str | bytes],
     state: Mapping[str, Any],
     log_sizes: Mapping[str, int],
@@ -100,6 +102,29 @@ def save_checkpoint(
     return path
 
 
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""By the name of their file, and by their own."""
+Buffers = dict[str, dict[str, Tensor]]
+
+
+def copy_tensors(files: Tensors, buffers: Buffers) -> Buffers:
+    """Copy the tensors into the buffers, which are made where they are missing, and return these.
+
+    They are in the computer's own memory, laid out as they are written. Memory that has been used before takes a copy several
+    times as fast as new memory.
+
+    Raises:
+        ValueError: two tensors of a file share memory.
+    """
+    for file, named in files.items():
+        held = buffers.setdefault(file, {})
+        for name, tensor in _packed(file, named).items():
+            if name not in held or held[name].shape != tensor.shape or held[name].dtype != tensor.dtype:
+                held[name] = torch.empty_like(tensor, device="cpu")
+            held[name].copy_(tensor)
+    return buffers
+
+
 def _packed(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors in the layout they are written in, or refuse those that share memory."""
     packed = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -121,7 +146,15 @@ def _remove_leftovers(directory: Path, *, kinds: tuple[str, ...]) -> None:
     for entry in directory.iterdir():
         match = _LEFTOVER.fullmatch(entry.name)
         if match and match["kind"] in kinds and not _is_other_process(int(match["pid"])):
-            shutil.rmtree(entry)
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Remove a directory with all that is in it; of a link the link alone, and not what it leads to."""
+    if entry.is_symlink():
+        entry.unlink()
+    else:
+        shutil.rmtree(entry)
 
 
 def _is_other_process(pid: int) -> bool:
@@ -196,7 +229,7 @@ def _prune(saved: Path, step: int, keep: int, kept_step: int | None) -> None:
         else:
             doomed = path.with_name(f".del-{path.name}-{os.getpid()}")
             os.rename(path, doomed)
-            shutil.rmtree(doomed)
+            _remove(doomed)
 
 
 def _step_of(path: Path) -> int:
@@ -211,6 +244,11 @@ def _checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_step_of(path), path.name), reverse=True)
 
 
+def checkpoint_steps(directory: Path) -> list[int]:
+    """Return the steps of the complete checkpoints, newest first. Whether they are damaged is another question."""
+    return list(dict.fromkeys(map(_step_of, _checkpoints(directory))))
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
@@ -218,11 +256,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CoveyError(f"{_MANIFEST} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CoveyError(f"{_MANIFEST} is damaged ({error})") from error
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CoveyError(f"{_MANIFEST} has format version {version}, this Covey reads {FORMAT_VERSION}")
-    if manifest.pop("sha256", None) != _seal(manifest):
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _seal(manifest):
         raise CoveyError(f"{_MANIFEST} is damaged (it does not have the hash that it states)")
+    # After the hash, which every format has: a flipped bit must not look like another Covey's checkpoint.
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        writer = manifest.get("versions", {}).get("covey", "unknown")
+        raise OtherFormatError(
+            f"{path / _MANIFEST} has format version {version}, this Covey reads {FORMAT_VERSION}. It was written by Covey "
+            f"{writer}: go on with that version, or export the model with it and start a new run"
+        )
     return manifest
 
 
@@ -236,11 +278,17 @@ def _file_problem(path: Path, *, size: int, sha256: str) -> str | None:
         return f"{path.name} cannot be read ({error.strerror})"
 
 
-def verify_checkpoint(path: Path) -> list[str]:
-    """Return what is wrong with a checkpoint, after hashing every file of it; empty = valid."""
+def verify_checkpoint(path: Path, *, refuses_other_format: bool = False) -> list[str]:
+    """Return what is wrong with a checkpoint, after hashing every file of it; empty = valid.
+
+    Raises:
+        OtherFormatError: it is of another format, if that is to be refused and not to be returned.
+    """
     try:
         manifest = _read_manifest(path)
     except CoveyError as error:
+        if refuses_other_format and isinstance(error, OtherFormatError):
+            raise
         return [str(error)]
     problems = [_file_problem(path / name, **entry) for name, entry in manifest["files"].items()]
     return [problem for problem in problems if problem is not None]
@@ -251,10 +299,13 @@ def newest_valid_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
 
     None if there are no checkpoints at all. If there are and none is valid, that is an error: starting from scratch
     beside them would hide the loss.
+
+    Raises:
+        OtherFormatError: the newest one that is whole is of another format; it is not passed over.
     """
     messages: list[str] = []
     for path in _checkpoints(directory):
-        problems = verify_checkpoint(path)
+        problems = verify_checkpoint(path, refuses_other_format=True)
         if not problems:
             return path, messages
         messages.append(f"checkpoint {path} is damaged and passed over: {'; '.join(problems)}")

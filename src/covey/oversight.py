@@ -13,7 +13,9 @@ from covey.guard.replay import look_of, step_of
 from covey.guard.watch import Action
 from covey.metrics import Metric, metric_values
 from covey.persistence import restore_weights
+from covey.rewards.base import Rewarder
 from covey.rollout import SampledGroups, rollout_rows
+from covey.saving import settle
 from covey.self_checks import load_and_prove_weights
 from covey.session import Session
 from covey.types import Prompt
@@ -32,7 +34,7 @@ def audit_reward(session: Session) -> None:
     has_answers = any(prompt.answer is not None for prompt in session.task.train)
     if not is_asked_for or not has_answers or compares_answers(session.rewarder.proxy):
         return
-    result = audit(session.task, session.rewarder, short=True)
+    result = audit(session.task, Rewarder(proxy=session.rewarder.proxy, gold=session.rewarder.gold), short=True)
     hint = "" if result.verdict == "pass" else ". More: covey audit"
     kind = "audit_failed" if result.verdict == "fail" else "audit"
     session.recorder.event(session.state.progress.step, kind, audit_message(result) + hint)
@@ -120,6 +122,7 @@ def roll_back(session: Session) -> None:
     if best is None or best == progress.step:
         _say(session, f"the guard ends the run after step {progress.step}: no earlier checkpoint has a higher gold score")
         return
+    settle(session)
     path = session.shared.checkpoint_of(best)
     if problems := verify_checkpoint(path):
         _say(session, f"the guard ends the run; its best checkpoint, of step {best}, cannot be used: {'; '.join(problems)}")

@@ -8,18 +8,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from covey.algos.objective import Coefficients
-from covey.checkpoint import Checkpoint, load_checkpoint, newest_valid_checkpoint, save_checkpoint
+from covey.checkpoint import (
+    Buffers,
+    Checkpoint,
+    Tensors,
+    copy_tensors,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    save_checkpoint,
+)
 from covey.config import Recipe
 from covey.curriculum import PromptSource
 from covey.learner import Learner
 from covey.models.lora import ADAPTER_WEIGHTS, adapter_state, load_adapter_state
 from covey.models.policy import Policy
-from covey.monitor.run_directory import RunDirectory
+from covey.monitor.run_directory import JsonlLog, RunDirectory
 from covey.tasks.base import Task
 from covey.types import CoveyError
 
@@ -40,9 +49,13 @@ class Progress:
     is_checked: bool = False
     """Whether the checks and the evaluation before training are done."""
     num_skipped: int = 0
-    """Updates in a row that were not made, because their gradient was not finite."""
+    """Updates in a row that were not made, because their gradient was not finite or they exceeded a limit."""
     num_returns: int = 0
     """How often the run has gone back to a checkpoint because of them."""
+    max_sampled_rows: int = 0
+    """Completions that are sampled at once, at most, since memory ran out; 0 = it has not."""
+    num_sampling_halvings: int = 0
+    """How often that was halved."""
     is_over: bool = False
     """Whether the run has ended before its last step, because a budget was used up."""
 
@@ -112,6 +125,8 @@ def rewind(run: RunDirectory, step: int, log_sizes: Mapping[str, int]) -> None:
 def restore(checkpoint: Checkpoint, state: RunState) -> None:
     """Put weights, optimizer and everything else that changes back to the checkpoint, bit for bit."""
     restore_weights(checkpoint, state)
+    for _ in range(checkpoint.state.get("num_halvings", 0)):
+        state.learner.halve_micro_batches()
     state.prompts.restore(checkpoint.state["prompts"])
     for field, value in checkpoint.state["progress"].items():
         setattr(state.progress, field, value)
@@ -134,6 +149,7 @@ def restore_weights(checkpoint: Checkpoint, state: RunState) -> None:
         optimizer_state["state"].setdefault(int(index), {})[field] = tensor
     learner.optimizer.load_state_dict(optimizer_state)
     learner.num_updates = checkpoint.state["num_updates"]
+    learner.spikes.restore(checkpoint.state.get("norms", []))
     if learner.critic is not None:
         learner.critic.restore(checkpoint.tensors("critic.safetensors"))
     learner.coefficients = Coefficients(**checkpoint.state["coefficients"])
@@ -146,23 +162,58 @@ def load_parameters(model: PreTrainedModel, weights: Mapping[str, torch.Tensor])
             parameter.copy_(weights[name])
 
 
-def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task, kept_step: int | None = None) -> Path:
-    """Save everything that `restore` needs, as a directory that transformers can load too.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The state of a run at one moment, apart from what goes on changing."""
 
-    `kept_step`: the checkpoint of this step stays, however old it is.
+    step: int
+    tensors: Tensors
+    state: Mapping[str, Any]
+    logs: Mapping[str, JsonlLog]
+    log_sizes: Mapping[str, int]
+    """Bytes of each log at that moment."""
+
+
+def take_snapshot(run: RunDirectory, recipe: Recipe, state: RunState, *, buffers: Buffers | None = None) -> Snapshot:
+    """Return everything that `restore` needs.
+
+    `buffers`: what the tensors are copied to, so that training may go on before they are saved; None = they are not copied.
     """
     learner, policy = state.learner, state.policy
-    optimizer_state = learner.optimizer.state_dict()["state"]
     logs = run.logs()
-    for log in logs.values():
-        log.sync()
+    tensors = changing_tensors(recipe, state)
+    if buffers is not None:
+        tensors = copy_tensors(tensors, buffers)
+    return Snapshot(
+        step=state.progress.step,
+        tensors=tensors,
+        state={
+            "progress": dataclasses.asdict(state.progress),
+            "prompts": state.prompts.state(),
+            "num_updates": learner.num_updates,
+            "num_halvings": learner.num_halvings,
+            "norms": list(learner.spikes.norms),
+            "coefficients": dataclasses.asdict(learner.coefficients),
+            "base_sha256": policy.identity.sha256,
+            "adapter_sha256": policy.adapters.start_sha256 if policy.adapters else "",
+            "config_hash": hashlib.sha256(recipe.to_toml().encode()).hexdigest(),
+        },
+        logs=logs,
+        log_sizes={name: log.size for name, log in logs.items()},
+    )
+
+
+def changing_tensors(recipe: Recipe, state: RunState) -> Tensors:
+    """Return the weights and moments that a checkpoint holds, by the name of their file."""
+    learner, policy = state.learner, state.policy
     weights = {"model.safetensors": dict(policy.model.named_parameters())}
     if policy.adapters is not None:
         weights = {ADAPTER_WEIGHTS: adapter_state(policy.model)}  # The base is loaded anyway, and does not change.
+    moments = learner.optimizer.state_dict()["state"]
     tensors: dict[str, Mapping[str, torch.Tensor]] = {
         **weights,
         "optimizer.safetensors": {
-            f"{index}.{field}": value for index, fields in optimizer_state.items() for field, value in fields.items()
+            f"{index}.{field}": value for index, fields in moments.items() for field, value in fields.items()
         },
     }
     if learner.critic is not None:
@@ -170,22 +221,31 @@ def save_state(run: RunDirectory, recipe: Recipe, state: RunState, *, task: Task
     if state.reference is not None and recipe.algorithm.reference_every:
         # A reference that never moves is the initial policy, which is loaded anyway.
         tensors["reference.safetensors"] = dict(state.reference.named_parameters())
+    return tensors
+
+
+def save_snapshot(
+    run: RunDirectory,
+    snapshot: Snapshot,
+    *,
+    policy: Policy,
+    task: Task,
+    keep: int,
+    kept_step: int | None = None,
+) -> Path:
+    """Save a snapshot as a directory that transformers can load too.
+
+    `keep`: how many of the newest checkpoints stay; `kept_step`: that of this step stays, however old it is.
+    """
+    for log in snapshot.logs.values():
+        log.sync()
     return save_checkpoint(
         run.checkpoints,
-        state.progress.step,
-        tensors=tensors,
+        snapshot.step,
+        tensors=snapshot.tensors,
         texts=policy.describing_files(),
-        state={
-            "progress": dataclasses.asdict(state.progress),
-            "prompts": state.prompts.state(),
-            "num_updates": learner.num_updates,
-            "coefficients": dataclasses.asdict(learner.coefficients),
-            "task_hash": task_hash(task),
-            "base_sha256": policy.identity.sha256,
-            "adapter_sha256": policy.adapters.start_sha256 if policy.adapters else "",
-            "config_hash": hashlib.sha256(recipe.to_toml().encode()).hexdigest(),
-        },
-        log_sizes={name: log.size for name, log in logs.items()},
-        keep=recipe.checkpoint.keep,
+        state=dict(snapshot.state) | {"task_hash": task_hash(task)},
+        log_sizes=snapshot.log_sizes,
+        keep=keep,
         kept_step=kept_step,
     )

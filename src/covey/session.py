@@ -27,18 +27,21 @@ from covey.assembly import (
     with_length_penalty,
     with_sandbox,
 )
+from covey.background import Background
 from covey.batch import StatsSpec
-from covey.checkpoint import Checkpoint
+from covey.checkpoint import Buffers, Checkpoint
 from covey.config import Recipe
 from covey.curriculum import CURRICULA
-from covey.description import describe_run, success_range, write_description
+from covey.description import describe_run, success_range, warn_of_other_numbers, write_description
 from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
+from covey.engines.within_memory import EngineWithinMemory
 from covey.evaluate import EvaluationSpec
 from covey.given import refuse_unfit_completions
 from covey.guard.replay import num_planned_looks
 from covey.guard.watch import Guard, open_guard
+from covey.journal import JournaledRewarder, with_journal
 from covey.models.lora import adapted_layers, frozen_copy
 from covey.models.memory import affordable_tokens, available_bytes, resident_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
@@ -46,11 +49,13 @@ from covey.monitor.console import Console
 from covey.monitor.environment import num_usable_cores
 from covey.monitor.run_directory import RunDirectory, refuse_occupied
 from covey.monitor.sinks import SinkSet, open_sinks
-from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind, save_state
+from covey.persistence import Progress, RunState, find_checkpoint, restore, rewind
 from covey.recorder import Recorder
 from covey.refusals import (
     refuse_different_ranks,
     refuse_long_prompts,
+    refuse_other_model_code,
+    refuse_other_reward,
     refuse_unusable_task,
 )
 from covey.rewards.base import Rewarder
@@ -71,7 +76,7 @@ class Session:
     engine: Engine
     sampler: Engine
     """What samples training completions: the engine, or one that keeps serving the policy that training starts from."""
-    rewarder: Rewarder
+    rewarder: JournaledRewarder
     success: tuple[float, float]
     """The lowest and the highest value of the reward before any penalty for length: wrong and right."""
     rollouts: RolloutSpec
@@ -85,6 +90,10 @@ class Session:
     """The run's own directory, which holds its checkpoints."""
     recorder: Recorder
     ranks: Ranks
+    background: Background
+    """Where checkpoints are written while training goes on."""
+    buffers: Buffers
+    """What they are copied to before; empty until the first one is."""
     libraries_bytes: int
     """What the process held before the model was loaded."""
     closing: ExitStack
@@ -120,9 +129,11 @@ def open_session(
         task = open_task(recipe, console) if task is None else task
         plain_rewarder = rewarder or make_rewarder(recipe, task)
         refuse_unusable_task(recipe, task, plain_rewarder)
+        reward_changes = refuse_other_reward(recipe, run, plain_rewarder)
         log = run.reward_output if ranks.is_main else None
         rewarder = with_length_penalty(isolated(plain_rewarder, recipe, closing, log=log), recipe)
         policy = open_policy(recipe, task, console)
+        refuse_other_model_code(run, policy)
         num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
         warn_of_small_micro_batches(recipe, num_tokens, console)
         state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
@@ -138,13 +149,22 @@ def open_session(
         closing.callback(recorder.sinks.close)
         for message in passed_over:
             recorder.event(state.progress.step, "fallback", message)
+        for message in reward_changes:
+            recorder.event(state.progress.step, "warning", message)
         return Session(
             recipe=recipe,
             task=task,
             state=state,
             engine=engine,
             sampler=sampler,
-            rewarder=rewarder,
+            rewarder=with_journal(
+                rewarder,
+                run.journal,
+                step=None if checkpoint is None else checkpoint.step,
+                rank=ranks.index,
+                code=facts["reward_code"],
+                max_error_frac=recipe.reward.max_error_frac,
+            ),
             success=success_range(plain_rewarder.proxy),
             rollouts=rollout_spec(recipe, rewarder.proxy, is_given=task.brings_completions),
             stats=stats_spec(recipe, rewarder.proxy),
@@ -154,6 +174,8 @@ def open_session(
             shared=run,
             recorder=recorder,
             ranks=ranks,
+            background=closing.enter_context(Background()),
+            buffers={},
             libraries_bytes=libraries_bytes,
             closing=closing.pop_all(),
         )
@@ -254,13 +276,13 @@ def open_engine(recipe: Recipe, policy: Policy, console: Console) -> Engine:
 
 def open_engines(recipe: Recipe, task: Task, state: RunState, console: Console, closing: ExitStack) -> tuple[Engine, Engine]:
     """Return the policy's engine, and what samples training completions: the same, or one that keeps serving the reference."""
-    engine = open_engine(recipe, state.policy, console)
+    engine = EngineWithinMemory(open_engine(recipe, state.policy, console), state.progress)
     closing.callback(engine.close)
     if ALGORITHMS[recipe.algorithm.name].samples_from == "policy" or task.brings_completions:
         return engine, engine
     assert state.reference is not None
     initial = dataclasses.replace(state.policy, model=state.reference)
-    sampler = open_engine(recipe, initial, console)
+    sampler = EngineWithinMemory(open_engine(recipe, initial, console), state.progress)
     closing.callback(sampler.close)
     sampler.load_weights(initial, 0)
     return engine, sampler
@@ -302,6 +324,8 @@ def open_policy(recipe: Recipe, task: Task, console: Console) -> Policy:
             f"adapters of rank {recipe.lora.rank} on {len(adapted_layers(policy.model))} layers: {num_trained:,} numbers are "
             f"trained, the {policy.identity.num_parameters:,} of the model stay as they are"
         )
+    if policy.identity.code:
+        console.warn(f"model.trust_remote_code=true: {', '.join(policy.identity.code)} runs with all that you may do here")
     if policy.uses_plain_template:
         console.note(f"{recipe.model.name} has no chat template; prompts look like this: {show_prompt(policy, task)!r}")
     if not any(task.held_out.values()):
@@ -318,27 +342,9 @@ def show_prompt(policy: Policy, task: Task) -> str:
     return str(policy.tokenizer.decode(policy.encode(task.train[0].messages)))
 
 
-def warn_of_other_numbers(run: RunDirectory, console: Console, ranks: Ranks) -> None:
-    """Say so if a resumed run computes with another number of threads or ranks, which changes its numbers' last bits."""
-    environment = json.loads(run.env.read_text())
-    for key, now in (("num_threads", torch.get_num_threads()), ("num_ranks", ranks.count)):
-        before = environment.get(key, now)
-        if before != now:
-            what = key.removeprefix("num_")
-            console.warn(f"the run was started with {before} {what} and goes on with {now}: its bits will not be the same")
-
-
 def guard_of(recipe: Recipe, run: RunDirectory) -> Guard | None:
     """Return the guard of the run; None if the recipe has switched it off."""
     if not recipe.guard.enabled:
         return None
     num_looks = num_planned_looks(num_steps=recipe.train.num_steps, every=recipe.evaluation.every)
     return open_guard(run, planned_looks=num_looks, group_size=recipe.train.group_size, actions=recipe.guard.actions)
-
-
-def save_session(session: Session) -> None:
-    """Save everything that a resumed session needs, as a directory that transformers can load too."""
-    if session.ranks.is_main:
-        best = session.guard.best_step() if session.guard is not None and session.guard.may_roll_back else None
-        save_state(session.run, session.recipe, session.state, task=session.task, kept_step=best)
-    session.ranks.barrier()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders import keeps, make_prompt, make_rollout
 
 from covey.rewards.base import Sample, safe_score
 from covey.rewards.code import CodeReward, SandboxSpec, code_in, hidden_tests, job_of, public_tests, sandbox_facts, tier_chosen
 from covey.rewards.combine import combine_rewards
+from covey.rewards.failures import error_kind
 from covey.rewards.registry import find_reward
 from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.outcomes import Outcome
@@ -22,7 +24,7 @@ from covey.tasks.code_presets import docstring_examples, function_called, humane
 from covey.tasks.files import files_task
 from covey.tasks.registry import find_task
 from covey.tasks.row_values import RowError
-from covey.types import CoveyError, Message, Prompt
+from covey.types import CoveyError, Group, Message, Prompt, Score
 
 DOUBLE = {
     "entry": "f",
@@ -112,6 +114,7 @@ def test_a_failure_of_the_sandbox_is_no_zero(monkeypatch: pytest.MonkeyPatch):
     score = safe_score(hidden_tests(), sample(RIGHT))
     assert score.value is None
     assert "the machine is on fire" in (score.error or "")
+    assert error_kind(score) == "sandbox"
 
 
 def test_tests_that_cannot_be_split_leave_no_score():
@@ -167,7 +170,7 @@ def test_a_recipe_says_where_candidates_run():
 
 
 def test_without_a_sandbox_that_holds_nothing_starts(monkeypatch: pytest.MonkeyPatch):
-    def refuse(name: str) -> Choice:
+    def refuse(name: str, command: tuple[str, ...]) -> Choice:
         raise NoSandboxError("none holds on this machine")
 
     monkeypatch.setattr("covey.rewards.code.tier_chosen", refuse)
@@ -274,3 +277,13 @@ def test_functions_to_order_are_right_on_all_inputs_or_not_at_all():
         for reward, expected in ((public_tests(), [1.0, 1.0]), (hidden_tests(), [1.0, 0.0])):
             samples = [Sample(prompt=prompt, completion=text, num_tokens=1, is_truncated=False) for text in (right, shown)]
             assert [score.value for score in reward.score_batch(samples)] == expected
+
+
+@pytest.mark.parametrize("drop_flat_groups", [True, False])
+def test_a_failure_of_the_sandbox_costs_the_whole_group_and_another_failure_its_completion_alone(drop_flat_groups: bool):
+    is_kept = keeps(drop_flat_groups=drop_flat_groups)
+    unsplittable, broken = "none: hidden_tests: unsplittable: a lambda", "sandbox: hidden_tests: infra_error: it has ended"
+    for error, kept in ((unsplittable, True), (broken, False)):
+        failed = dataclasses.replace(make_rollout(None), reward=Score(value=None, error=error))
+        group = Group(prompt=make_prompt(), rollouts=(make_rollout(1.0), make_rollout(0.0), failed))
+        assert is_kept(group) is kept, error

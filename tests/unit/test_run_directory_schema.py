@@ -75,5 +75,7 @@ def test_the_files_of_a_run_are_the_documented_ones() -> None:
     files += [run.costs, run.profile, run.report, run.stalled]
     table = first_column(PAGE.split("\n## ", 1)[0])
     assert {path.name for path in files} == {word for word in table if "/" not in word}
-    assert {run.evals.name, run.rollouts.name, run.checkpoints.name} == {w.split("/")[0] for w in table if "/" in w}
+    assert {run.evals.name, run.rollouts.name, run.checkpoints.name, run.journal.name} == {
+        w.split("/")[0] for w in table if "/" in w
+    }
     assert f"`{run.lock_file.name}`" in PAGE

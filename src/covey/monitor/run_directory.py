@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 ENV_KEYS = (
     *("schema_version", "covey_version", "name", "created_at", "command", "machine", "versions", "num_threads", "num_ranks"),
     *("settings", "micro_batch_tokens", "sandbox"),
-    *("compute_dtype", "model", "reward_range", "reference", "has_gold", "task", "algorithm", "formula"),
+    *("compute_dtype", "model", "reward_range", "reference", "has_gold", "reward_code", "task", "algorithm", "formula"),
 )
 TIMING_KEYS = (
     *("step", "elapsed_s", "rollout_s", "reward_s", "scoring_s", "update_s", "load_weights_s", "evaluate_s"),
@@ -81,7 +81,7 @@ class RunDirectory:
     def open(cls, path: Path) -> Self:
         """Return the run at `path`, for reading or resuming."""
         run = cls(Path(path))
-        if not run.recipe.is_file():
+        if not os.path.isfile(run.recipe):  # Path.is_file() raises where no file could be called so.
             raise CoveyError(f"{path} is not the directory of a run: there is no {run.recipe.name} in it")
         return run
 
@@ -124,6 +124,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal"
 
     def checkpoint_of(self, step: int) -> Path:
         """The directory of a step's checkpoint."""

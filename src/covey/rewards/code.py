@@ -15,6 +15,7 @@ from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.judge import AssertJob, CallJob, Case, Job, ProgramJob
 from covey.rewards.sandbox.outcomes import Outcome
 from covey.rewards.sandbox.pool import AUTO, Choice, SandboxPool, choose_tier
+from covey.rewards.sandbox.tiers import TIERS, remote_tier
 from covey.types import CoveyError, Score
 
 TestPart = Literal["public", "hidden"]
@@ -33,18 +34,20 @@ class SandboxSpec:
 
     tier: str = AUTO
     """auto: the first that holds; a tier's name; or "unprotected"."""
+    command: tuple[str, ...] = ()
+    """Of the tier "remote": what reaches a Python elsewhere."""
     num_zygotes: int = 2
     limits: Limits = field(default_factory=Limits)
 
 
 @lru_cache(maxsize=4)
-def tier_chosen(name: str) -> Choice:
-    """Return the tier of this process for a recipe's word. The canaries are sent out once.
+def tier_chosen(name: str, command: tuple[str, ...] = ()) -> Choice:
+    """Return the tier of this process for a recipe's words. The canaries are sent out once.
 
     Raises:
         NoSandboxError: none holds on this machine.
     """
-    return choose_tier(name)
+    return choose_tier(name, tiers={**TIERS, "remote": remote_tier(command)})
 
 
 @lru_cache(maxsize=4)
@@ -54,7 +57,7 @@ def pool_of(spec: SandboxSpec) -> SandboxPool:
     Raises:
         NoSandboxError: none holds on this machine.
     """
-    return SandboxPool(tier_chosen(spec.tier).tier, num_zygotes=spec.num_zygotes, limits=spec.limits)
+    return SandboxPool(tier_chosen(spec.tier, spec.command).tier, num_zygotes=spec.num_zygotes, limits=spec.limits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +107,8 @@ class CodeReward:
 
     def _score(self, code: str, outcome: Outcome) -> Score:
         if not outcome.is_about_candidate:
-            return Score(value=None, error=f"none: {self.name}: {outcome.kind}: {outcome.detail}")
+            kind = "sandbox" if outcome.kind == "infra_error" else "none"
+            return Score(value=None, error=f"{kind}: {self.name}: {outcome.kind}: {outcome.detail}")
         value = float(outcome.has_passed)
         if self.credit == "share" and outcome.num_tests:
             value = outcome.num_passed / outcome.num_tests
@@ -118,8 +122,9 @@ def sandbox_facts(*rewards: Reward | None) -> dict[str, Any] | None:
     spec = next(filter(None, map(_sandbox_of, rewards)), None)
     if spec is None:
         return None
-    choice = tier_chosen(spec.tier)
-    return {"tier": choice.tier.name, "refused": dict(choice.refused), "limits": asdict(spec.limits), **choice.facts}
+    choice = tier_chosen(spec.tier, spec.command)
+    lacks = {"lacks": sorted(choice.tier.lacks)} if choice.tier.lacks else {}
+    return {"tier": choice.tier.name, "refused": dict(choice.refused), "limits": asdict(spec.limits), **lacks, **choice.facts}
 
 
 def _sandbox_of(reward: Any) -> SandboxSpec | None:

@@ -14,8 +14,13 @@ ERROR_KINDS: dict[str, str] = {
     "invalid": "what came back is no score: no number, not finite, out of the declared range, or of the wrong length",
     "none": "the function itself said that it cannot score the completion",
     "skipped": "not tried: too many of the calls before it had hung or died",
+    "sandbox": "the sandbox failed, again and again, and not because of the candidate",
 }
 """The kinds of failure, and what each means. Error texts begin with one of them and a colon; a function's own do not."""
+
+COSTS_THE_GROUP = frozenset({"sandbox"})
+"""Kinds for which the whole group is left out, and not the completion alone: what failed has nothing to do with which of its
+completions are good, and those that are left would be compared with a mean that says less than it seems to."""
 
 MAX_ERROR_CHARACTERS = 4000
 
