@@ -26,6 +26,7 @@ from covey.sections import (
     RewardSection,
     RunSection,
     SamplingSection,
+    SpikesSection,
     TrainSection,
 )
 from covey.task_section import TaskSection
@@ -50,6 +51,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
     guard: GuardSection = GuardSection()
+    spikes: SpikesSection = SpikesSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
     @model_validator(mode="after")
@@ -86,6 +88,7 @@ def recipe_contradiction(recipe: Recipe) -> str | None:
         or _update_contradiction(recipe)
         or _reward_contradiction(recipe)
         or _guard_contradiction(recipe)
+        or _spikes_contradiction(recipe)
         or _adapter_contradiction(recipe)
     )
 
@@ -197,6 +200,20 @@ def _guard_contradiction(recipe: Recipe) -> str | None:
     return None
 
 
+def _spikes_contradiction(recipe: Recipe) -> str | None:
+    spikes = recipe.spikes
+    if spikes.max_kl and not recipe.algorithm.has_reference:
+        return f"spikes.max_kl={spikes.max_kl}: the run has no reference model; set algorithm.beta or track_kl, or leave it out"
+    if spikes.max_ratio and recipe.train.updates_per_step == 1:
+        return (
+            f"spikes.max_ratio={spikes.max_ratio} with one update a step: the ratio is 1 there. Set train.num_iterations or "
+            "train.num_minibatches, or leave it out"
+        )
+    if spikes.action == "go_back" and not recipe.checkpoint.every:
+        return "spikes.action='go_back' with checkpoint.every=0: there is nothing to go back to. Set one of them otherwise"
+    return None
+
+
 def _adapter_contradiction(recipe: Recipe) -> str | None:
     lora, algorithm = recipe.lora, recipe.algorithm
     if lora.rank and algorithm.reference_every:
@@ -228,6 +245,8 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
             raise ConfigError(f"recipe {path} does not exist. Recipes that come with Covey lie in recipes/") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
             raise ConfigError(f"recipe {path} is not valid TOML: {error}") from error
+        except (OSError, ValueError) as error:  # No permission, or a name that no file can have.
+            raise ConfigError(f"recipe {str(path)[:80]!r} cannot be read: {error}") from error
     return make_recipe(with_changes(values, [parse_override(override) for override in overrides]))
 
 

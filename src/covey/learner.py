@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from covey.algos.aggregate import sequence_weights
-from covey.algos.controllers import adaptive_beta, entropy_coefficient
 from covey.algos.kl import KL_TERMS
 from covey.algos.objective import Coefficients, LossInputs, Objective, policy_loss
 from covey.batch import gather_groups, select_groups, with_old_logprobs
@@ -21,12 +20,13 @@ from covey.credit import assign_credit, pair_metrics, selected_rows
 from covey.critic import Critic
 from covey.distance import distance_metrics
 from covey.distributed import ALONE, Ranks
-from covey.learner_specs import ControllerSpec, LearnerSpec, ScoringSpec, Update
+from covey.learner_specs import SKIPPED, SPIKED, ControllerSpec, LearnerSpec, ScoringSpec, Update
 from covey.metrics import Mean, Metric, Sum, merge_metrics, metric_values
 from covey.models.adamw import new_adamw
 from covey.models.memory import is_out_of_memory
 from covey.models.scoring import CompletionScores, Pack, plan_scoring, score_completions
 from covey.sampling import permutation, stream_key
+from covey.spikes import SpikeWatch
 from covey.tensors import Batch, Scores, Tokens
 from covey.token_choice import TokenChoice
 
@@ -61,6 +61,7 @@ class Learner:
         self.critic = critic
         """The value model, of rows that have one."""
         self.ranks = ranks
+        self.spikes = SpikeWatch(spec.limits)
         self.optimizer = new_adamw(model, learning_rate=spec.learning_rate, weight_decay=spec.weight_decay)
         self.num_updates = 0
         self.num_halvings = 0
@@ -149,8 +150,11 @@ class Learner:
         if bool(is_scored.any()):
             metrics |= distance_metrics(batch, logprobs, is_scored)
         if num_updates:
-            metrics |= self.follow_targets(metrics, num_samples=batch.mask.shape[0])
-        return Update(metrics=metrics, num_updates=num_updates, logprobs=logprobs, is_scored=is_scored)
+            used, found = self.coefficients, metric_values(metrics)
+            self.coefficients = self.controllers.followed(used, found, num_samples=batch.mask.shape[0])
+            metrics |= self.controllers.metrics(used)
+        exceeded = tuple(limit for update in updates for limit in update.exceeded)
+        return Update(metrics=metrics, num_updates=num_updates, logprobs=logprobs, is_scored=is_scored, exceeded=exceeded)
 
     def minibatches(self, num_groups: int, *, step: int, iteration: int) -> list[list[int]]:
         """Return the groups of each update of a pass: all of them, or a random partition that the seed determines."""
@@ -161,27 +165,13 @@ class Learner:
         bounds = [num_groups * index // count for index in range(count + 1)]
         return [sorted(order[first:last]) for first, last in itertools.pairwise(bounds)]
 
-    def follow_targets(self, metrics: dict[str, Metric], *, num_samples: int) -> dict[str, Metric]:
-        """Move the coefficients towards their targets, and return those that were in force."""
-        used, spec, found = self.coefficients, self.controllers, metric_values(metrics)
-        kl, entropy = found.get("kl/sequence"), found.get("entropy/mean")
-        if spec.kl_target and kl is not None:
-            beta = adaptive_beta(used.beta, kl, target=spec.kl_target, horizon=float(spec.kl_horizon), num_samples=num_samples)
-            self.coefficients = dataclasses.replace(self.coefficients, beta=beta)
-        if spec.entropy_target and entropy is not None:
-            weight = entropy_coefficient(used.entropy, entropy, target=spec.entropy_target)
-            self.coefficients = dataclasses.replace(self.coefficients, entropy=weight)
-        logged: dict[str, Metric] = {}
-        if used.beta:
-            logged["kl/beta"] = Mean(used.beta, 1)
-        if used.entropy or spec.entropy_target:
-            logged["entropy/coefficient"] = Mean(used.entropy, 1)
-        return logged
-
     def _update_both(self, batch: Batch, *, progress: Callable[[int, int], None]) -> Update:
-        """Make one optimizer step of the policy and, on the same tokens, one of the value model if there is one."""
+        """Make one optimizer step of the policy and, on the same tokens, one of the value model if there is one.
+
+        A batch that the policy's update was left out for teaches the value model nothing either.
+        """
         update = self.update(batch, progress=progress)
-        if self.critic is None or not bool(batch.mask.any()):
+        if self.critic is None or update.is_left_out or not bool(batch.mask.any()):
             return update
         assert batch.scores.values is not None
         assert batch.returns is not None
@@ -193,15 +183,20 @@ class Learner:
         """Make one optimizer step on the whole batch, however it is cut, and return its metrics and log-probs.
 
         A batch in which nothing can move the weights makes no step at all (momentum alone would move them) and has no
-        metrics. One whose gradient is not finite makes none either, and its metrics say `update/skipped`.
+        metrics. One whose loss or gradient is not finite makes none either, and its metrics say `update/skipped`; one that
+        exceeds a limit, `update/spiked`. All of it is decided by what every rank knows alike.
         """
         if not self.rows_with_gradient(batch):
             return Update()
         update = self.accumulate_gradient(batch, progress=progress)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm))
-        if not math.isfinite(norm):
+        # A bound can take the gradient of what is not finite to 0, and hide it: the loss is looked at as well.
+        is_finite = math.isfinite(norm) and math.isfinite(update.metrics["loss/value"].value)
+        exceeded = self.spikes.exceeded(batch, update, norm=norm) if is_finite else ()
+        if exceeded or not is_finite:
             self.optimizer.zero_grad(set_to_none=True)
-            return dataclasses.replace(update, metrics={"update/skipped": Sum(1)})
+            return dataclasses.replace(update, metrics={SPIKED if exceeded else SKIPPED: Sum(1)}, exceeded=exceeded)
+        self.spikes.take(norm)
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -257,11 +252,14 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.num_halvings == MAX_HALVINGS:
                     raise
-            self.num_halvings += 1
-            self.scoring = dataclasses.replace(
-                self.scoring, max_tokens_per_micro_batch=max(1, self.scoring.max_tokens_per_micro_batch // 2)
-            )
+            self.halve_micro_batches()
             micro_batches = self._plan(tokens, [row for packs in micro_batches for pack in packs for row in pack.rows])
+
+    def halve_micro_batches(self) -> None:
+        """Let them have half as many tokens from now on: memory has run out, or it had before the run went on."""
+        self.num_halvings += 1
+        num_tokens = max(1, self.scoring.max_tokens_per_micro_batch // 2)
+        self.scoring = dataclasses.replace(self.scoring, max_tokens_per_micro_batch=num_tokens)
 
     def _halvings(self) -> dict[str, Metric]:
         """Return how often memory has run out so far, if it ever has."""

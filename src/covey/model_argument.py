@@ -10,6 +10,7 @@ from covey.api import open_run
 from covey.config import Recipe, load_recipe
 from covey.engines.base import Engine
 from covey.engines.registry import fastest_engine
+from covey.engines.within_memory import EngineWithinMemory
 from covey.models.policy import Policy, load_policy
 
 
@@ -18,7 +19,7 @@ def open_model(name: str, *, say: Callable[[str], None]) -> tuple[Policy, Engine
     policy = load_policy(str(open_run(name).model_path) if is_run(name) else name, progress=say)
     if note := note_of(name, policy):
         say(f"{name}: {note}")
-    return policy, fastest_engine(policy)
+    return policy, EngineWithinMemory(fastest_engine(policy))
 
 
 def is_run(name: str) -> bool:

@@ -16,7 +16,7 @@ from covey.monitor.run_directory import RunDirectory, read_rows, write_rows
 from covey.monitor.sinks import SinkSet
 from covey.rollout import SampledGroups, rollout_rows
 
-LOUD = frozenset({"warning", "fallback", "skipped", "went_back", "guard_alarm", "guard_action", "audit_failed"})
+LOUD = frozenset({"warning", "fallback", "skipped", "spiked", "went_back", "guard_alarm", "guard_action", "audit_failed"})
 """Kinds of events that nobody should miss."""
 
 

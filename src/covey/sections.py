@@ -35,6 +35,9 @@ class RunSection(Section):
     watchdog_s: NotNegative = Field(
         3600, description="a step that takes longer than this writes where each thread stands to stalled.txt; 0 = never"
     )
+    accept_reward_code: str = Field(
+        "", description="of a run that goes on: the mark of changed reward functions to go on with; the refusal names it"
+    )
     sinks: tuple[str, ...] = Field((), description=f"trackers to copy the metrics to: {', '.join(SINKS)}")
 
     @field_validator("name")
@@ -135,8 +138,11 @@ class RewardSection(Section):
     timeout_s: float = Field(10.0, gt=0, description="deadline of a call for one completion")
     batch_timeout_s: float = Field(60.0, gt=0, description="deadline of a call for a whole batch, of rewards that take batches")
     max_memory_mb: NotNegative = Field(0, description="address space of a reward process; 0 = no limit")
-    sandbox: Literal["auto", "bubblewrap", "landlock", "unprotected"] = Field(
+    sandbox: Literal["auto", "bubblewrap", "bubblewrap-each", "landlock", "wasm", "remote", "unprotected"] = Field(
         "auto", description="how candidates' code is confined: auto = the first way that holds; unprotected = not at all"
+    )
+    sandbox_command: tuple[str, ...] = Field(
+        (), description="of sandbox = 'remote': the command that reaches a Python elsewhere, such as ssh or docker run"
     )
     sandbox_cpu_s: Positive = Field(3, description="processor time of a candidate for all its tests")
     sandbox_memory_mb: Positive = Field(512, description="address space of a candidate")
@@ -147,6 +153,14 @@ class RewardSection(Section):
             raise ValueError(f"name={self.name!r} and parts={self.parts} are both given; give one of them")
         if self.combine != "sum" and len(self.parts) < 2:
             raise ValueError(f"combine={self.combine!r} needs at least two parts to combine")
+        return self
+
+    @model_validator(mode="after")
+    def _command_has_its_sandbox(self) -> Self:
+        if self.sandbox_command and self.sandbox != "remote":
+            raise ValueError(f"sandbox_command is for sandbox='remote', and sandbox={self.sandbox!r}; give one or the other")
+        if self.sandbox == "remote" and not self.sandbox_command:
+            raise ValueError("sandbox='remote' needs sandbox_command, the command that reaches a Python elsewhere")
         return self
 
 
@@ -242,7 +256,48 @@ class GuardSection(Section):
         return actions
 
 
+class SpikesSection(Section):
+    grad_norm_factor: float = Field(
+        0.0,
+        ge=0,
+        description="an update is a spike if its gradient's norm is above so many medians of the last ones; 0 = no limit",
+    )
+    num_norms: Positive = Field(10, description="updates that the median is of; there is no limit before as many were made")
+    max_kl: float = Field(
+        0.0, ge=0, description="an update is a spike if its mean KL from the reference is above this; 0 = no limit"
+    )
+    max_ratio: float = Field(
+        0.0, ge=0, description="an update is a spike if one of its importance ratios is above this; 0 = no limit"
+    )
+    action: Literal["skip", "go_back"] = Field(
+        "skip", description="what a spike does: it is left out, or the run goes back to its last checkpoint as well"
+    )
+
+    @field_validator("grad_norm_factor", "max_ratio")
+    @classmethod
+    def _is_above_the_usual(cls, limit: float) -> float:
+        if 0 < limit <= 1:
+            raise ValueError("ordinary updates are above 1, too; give a larger limit, or 0 for none")
+        return limit
+
+    @model_validator(mode="after")
+    def _belongs_to_a_limit(self) -> Self:
+        if self.num_norms != type(self).model_fields["num_norms"].default and not self.grad_norm_factor:
+            raise ValueError(f"num_norms={self.num_norms}: it belongs to grad_norm_factor, which is 0; set both")
+        if self.action != "skip" and not self.has_limits:
+            raise ValueError(f"action={self.action!r} without a limit: set grad_norm_factor, max_kl or max_ratio")
+        return self
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether any update can be a spike."""
+        return bool(self.grad_norm_factor or self.max_kl or self.max_ratio)
+
+
 class CheckpointSection(Section):
     every: NotNegative = Field(20, description="steps between checkpoints; 0 = only at the end")
     keep: int = Field(2, ge=2, description="newest checkpoints that are kept; with fewer than 2 a damaged file ends the run")
     rollouts_every: NotNegative = Field(1, description="steps between saved training completions; 0 = none")
+    in_background: bool = Field(
+        True, description="whether training goes on while a checkpoint is written, from a copy; without memory for one it waits"
+    )

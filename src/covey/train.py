@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from covey.batch import make_tokens
 from covey.budgets import count_tokens, end_if_budget_is_spent, rollouts_within_budget
@@ -15,7 +15,13 @@ from covey.evaluate import evaluate
 from covey.given import given_groups
 from covey.interrupts import stop_on_signals, watchdog
 from covey.metrics import Metric, Sum, metric_values
-from covey.mishaps import SKIPPED, follow_skipped
+from covey.mishaps import (
+    follow_skipped,
+    is_left_out,
+    record_spikes,
+    sampling_memory_metrics,
+    short_memory_recorded,
+)
 from covey.models.neutral_text import neutral_nll
 from covey.models.reference import refresh_reference
 from covey.monitor.profile import CLIPPING, OPTIMIZER, Profile
@@ -31,8 +37,9 @@ from covey.oversight import (
     show_look,
 )
 from covey.rollout import SampledGroups, gold_problem, refuse_failing_reward, rollout_metrics, sample_step
+from covey.saving import save_session, settle
 from covey.self_checks import check_before_training, disagreement, load_and_prove_weights
-from covey.session import Session, save_session
+from covey.session import Session
 from covey.tasks.files import NO_VERIFIER
 from covey.types import CoveyError
 
@@ -56,15 +63,21 @@ def train(session: Session, profile: Profile | None = None) -> bool:
     ):
         load_and_prove_weights(session.engine, session.state.policy, progress.policy_version, ranks=ranks)
         if not progress.is_checked:
-            prepare(session, clock)
+            with short_memory_recorded(session):
+                prepare(session, clock)
         if profile is not None:
             start_profile(profile, session)
         is_stopped = ranks.any(stop.is_requested)
         while not is_finished(session) and not is_stopped:
-            train_step(session, clock)
+            with short_memory_recorded(session):
+                train_step(session, clock)
             watch.move()
+            session.background.check()
             is_stopped = ranks.any(stop.is_requested)
-            is_saved = is_due(progress.step, recipe.checkpoint.every) or is_best_so_far(session)
+            is_asked = ranks.any(stop.take_save())
+            if is_asked:
+                session.recorder.event(progress.step, "saving", f"SIGUSR1: saving after step {progress.step}")
+            is_saved = is_asked or is_due(progress.step, recipe.checkpoint.every) or is_best_so_far(session)
             if is_saved and not is_finished(session):
                 with clock.phase("checkpoint_s"):
                     save_session(session)
@@ -78,6 +91,9 @@ def train(session: Session, profile: Profile | None = None) -> bool:
             )
         with clock.phase("checkpoint_s"):
             save_session(session)
+            settle(session)
+        if is_finished(session):
+            session.rewarder.journal.clear()
         if ranks.is_main:
             write_costs(session)
         if profile is not None:
@@ -151,7 +167,8 @@ def train_step(session: Session, clock: Clock) -> None:
     if clock.profile is not None:
         trained = metrics.get("tokens/trained")
         clock.profile.count(num_sampled=num_tokens, num_trained=trained.value if trained else 0.0)
-    save_rollouts = SKIPPED in metrics or is_due(step, recipe.checkpoint.rollouts_every)
+    metrics |= sampling_memory_metrics(session)
+    save_rollouts = is_left_out(metrics) or is_due(step, recipe.checkpoint.rollouts_every)
     session.recorder.step(
         step, sampled=sampled, metrics=metrics, timing=timing, save_rollouts=save_rollouts, distances=distances
     )
@@ -199,6 +216,7 @@ def update_policy(session: Session, clock: Clock, sampled: SampledGroups) -> tup
     if learner.num_halvings > halvings:
         tokens_left = learner.scoring.max_tokens_per_micro_batch
         session.recorder.event(step, "warning", f"memory ran out: micro-batches have at most {tokens_left} tokens from now on")
+    record_spikes(session, update.exceeded)
     if update.num_updates:
         with clock.phase("load_weights_s"):
             progress.policy_version += 1
@@ -274,7 +292,8 @@ def errors_recorded(session: Session) -> Generator[None]:
     try:
         yield
     except CoveyError as error:
-        session.recorder.event(session.state.progress.step, "error", str(error))
+        with suppress(OSError):  # A full disk takes no event, and its own error says more.
+            session.recorder.event(session.state.progress.step, "error", str(error))
         raise
 
 

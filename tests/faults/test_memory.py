@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.digits import leave_out_slow_parts, train_digits
-from tests.tiny_batches import ON_POLICY, make_batch, make_learner, objective_of, ragged_groups
+from tests.digits import bits_of, leave_out_slow_parts, resume_digits, stop_at, train_digits
+from tests.tiny_batches import ON_POLICY, make_batch, make_learner, objective_of, ragged_groups, relative_error
 
+from covey.api import Run
 from covey.learner import MAX_HALVINGS, Learner
 from covey.models.memory import is_out_of_memory
 from covey.models.policy import Policy
@@ -58,7 +59,7 @@ def test_the_gradient_is_that_of_an_update_with_enough_memory(
     size = learner.scoring.max_tokens_per_micro_batch
     run_out(learner, monkeypatch, times=2, where=where, error=error)
     update = learner.accumulate_gradient(batch)
-    assert torch.allclose(gradients(learner), right, rtol=1e-5, atol=1e-6 * float(right.abs().max()))
+    assert relative_error(gradients(learner), right) < 1e-6
     assert learner.scoring.max_tokens_per_micro_batch == size // 4
     assert update.metrics["memory/halvings"].value == 2
 
@@ -98,8 +99,8 @@ def test_the_allocator_of_this_torch_is_recognised():
     assert is_out_of_memory(caught.value)
 
 
-def test_a_run_says_that_memory_ran_out_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    leave_out_slow_parts(monkeypatch)
+def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, train: Callable[[], Run]) -> Run:
+    """Train, and let memory run out once in the third update."""
     plain, failed = Learner._backward, []
 
     def once(self: Learner, *arguments: Any) -> Any:
@@ -108,9 +109,26 @@ def test_a_run_says_that_memory_ran_out_and_goes_on(tmp_path: Path, monkeypatch:
             raise MemoryError
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Learner, "_backward", once)
-    run = train_digits(tmp_path, "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_backward", once)
+        return train()
+
+
+def test_a_run_says_that_memory_ran_out_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    leave_out_slow_parts(monkeypatch)
+    run = run_short_of_memory(monkeypatch, lambda: train_digits(tmp_path, "run"))
     assert [row.get("memory/halvings") for row in run.metrics] == [None, None, 1, 1, 1, 1]
     said = [event["message"] for event in read_jsonl(run.path / "events.jsonl") if event["kind"] == "warning"]
     assert any(message.startswith("memory ran out: micro-batches have at most ") for message in said)
     assert dataclasses.is_dataclass(run)
+
+
+def test_a_run_that_goes_on_cuts_its_micro_batches_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    leave_out_slow_parts(monkeypatch)
+    small: dict[str, Any] = {"max_tokens_per_micro_batch": 64}
+    run_short_of_memory(monkeypatch, lambda: train_digits(tmp_path, "alone", **small))
+    reward = stop_at(tmp_path / "stopped", 4)
+    run_short_of_memory(monkeypatch, lambda: train_digits(tmp_path, "stopped", **small, reward=reward))
+    resume_digits(tmp_path, "stopped")
+    assert bits_of(tmp_path / "stopped") == bits_of(tmp_path / "alone")
+    assert read_jsonl(tmp_path / "stopped/metrics.jsonl")[-1]["memory/halvings"] == 1

@@ -34,12 +34,14 @@ def message_of(*overrides: str) -> str:
             "reward.qqqq=1",
             "reward.qqqq",
             "known here: name, parts, options, combine, tie_break, gold, gold_options, audit, max_error_frac, num_workers, "
-            "timeout_s, batch_timeout_s, max_memory_mb, sandbox, sandbox_cpu_s, sandbox_memory_mb",
+            "timeout_s, batch_timeout_s, max_memory_mb, sandbox, sandbox_command, sandbox_cpu_s, "
+            "sandbox_memory_mb",
         ),
         (
             "qqqq.num_steps=3",
             "qqqq",
-            "known here: run, model, lora, engine, task, reward, algorithm, sampling, train, evaluation, guard, checkpoint",
+            "known here: run, model, lora, engine, task, reward, algorithm, sampling, train, evaluation, guard, spikes, "
+            "checkpoint",
         ),
         ("train.num.steps=3", "train.num.steps", "did you mean 'num_steps'?"),
     ],
@@ -116,6 +118,37 @@ def test_redrawing_without_dropping_is_a_contradiction():
     message = message_of("train.max_draws=2", "train.drop_flat_groups=false")
     assert message.startswith("train.max_draws=2 with train.drop_flat_groups=false: ")
     assert "Set one of them back" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start", "remedy"),
+    [
+        (["spikes.grad_norm_factor=0.5"], "spikes.grad_norm_factor=0.5: ", "give a larger limit"),
+        (["spikes.max_ratio=1", "train.num_iterations=2"], "spikes.max_ratio=1", "give a larger limit"),
+        (["spikes.num_norms=3"], "spikes.num_norms=3: ", "it belongs to grad_norm_factor"),
+        (["spikes.action=go_back"], "spikes.action='go_back' without a limit: ", "set grad_norm_factor, max_kl or max_ratio"),
+        (["spikes.max_kl=1"], "spikes.max_kl=1.0: ", "no reference model"),
+        (["spikes.max_ratio=2"], "spikes.max_ratio=2.0 with one update a step: ", "Set train.num_iterations"),
+        (
+            ["spikes.grad_norm_factor=10", "spikes.action=go_back", "checkpoint.every=0"],
+            "spikes.action='go_back' with checkpoint.every=0: ",
+            "nothing to go back to",
+        ),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(overrides: list[str], start: str, remedy: str):
+    message = message_of(*overrides)
+    assert message.startswith(start)
+    assert remedy in message
+
+
+def test_limits_that_agree_with_the_rest_are_not_refused():
+    overrides = ["spikes.grad_norm_factor=10", "spikes.num_norms=3", "spikes.max_kl=1", "spikes.max_ratio=2"]
+    spikes = load_recipe(
+        None, [*overrides, "spikes.action=go_back", "algorithm.track_kl=true", "train.num_iterations=2"]
+    ).spikes
+    assert spikes.has_limits
+    assert not Recipe().spikes.has_limits
 
 
 def test_a_long_warm_up_without_decay_is_none():

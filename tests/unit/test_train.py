@@ -176,7 +176,7 @@ def test_every_documented_metric_is_logged_and_no_other(run: Run, directory: Pat
         "guard__enabled": True,
     }
     only_of_failures = {f"reward/{kind}_frac" for kind in ERROR_KINDS}
-    only_of_failures |= {"update/skipped", "memory/halvings"}  # tests/faults
+    only_of_failures |= {"update/skipped", "update/spiked", "memory/halvings", "memory/sampling_halvings"}  # tests/faults
     with_a_critic = train_digits(directory, "critic", algorithm__name="ppo", num_steps=1)
     of_given = {f"held_out/{name}" for name in ("loss", "margin", "accuracy", "nll")}  # tests/unit/test_given.py
     with_pairs = train_digits(directory, "pairs", algorithm__name="dpo", num_steps=1)

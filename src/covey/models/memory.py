@@ -16,6 +16,7 @@ _MASTER_BYTES = 4
 _RESERVE_BYTES = 3 << 30
 _MIN_TOKENS = 256
 _CGROUP = Path("/sys/fs/cgroup")
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def available_bytes() -> int:
@@ -67,7 +68,9 @@ def affordable_tokens(model: PreTrainedModel, dtype: torch.dtype, *, available: 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether there was no memory for what was asked: on a processor torch has no class of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def resident_bytes() -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,8 @@ class ModelIdentity:
     num_parameters: int
     note: str
     """What a reader must know about the weights, such as that they were quantised once; may be empty."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Python files that the model brought along and that were allowed to run, with their SHA-256 hashes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +162,7 @@ def load_policy(
         sha256=weights_sha256(path),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         note=BUNDLED[name].note if is_bundled(name) else "",
+        code=code_of(path) if trust_remote_code else {},
     )
     return Policy(
         model=model,
@@ -235,7 +239,7 @@ def resolve_model(name: str, *, revision: str | None, progress: Callable[[str], 
     """Return the local directory of a bundled name, a directory or a hub id, downloading what is missing."""
     if is_bundled(name):
         return ensure_bundled(name, progress=progress)
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # Path.is_dir() raises where no directory could be called so.
         return Path(name)
     from huggingface_hub import snapshot_download  # Only a hub id needs it.
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -298,6 +302,11 @@ def weights_sha256(path: Path) -> str:
         with file.open("rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def code_of(path: Path) -> dict[str, str]:
+    """Return the Python files of a model directory with their SHA-256 hashes."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.glob("*.py"))}
 
 
 def weights_digest(model: nn.Module, dtype: torch.dtype, *, samples_per_tensor: int = 64) -> str:
