@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import sys
@@ -17,6 +18,7 @@ from covey.config import ConfigError, Recipe, load_recipe, make_recipe, parse_ov
 from covey.distributed import open_ranks
 from covey.export import export_model
 from covey.monitor.console import Console, open_console
+from covey.monitor.disk import disk_failures_told
 from covey.monitor.profile import Profile, ProfiledConsole, profile_lines, write_profile
 from covey.monitor.run_directory import RunDirectory, free_run_name, read_jsonl, refuse_occupied
 from covey.report import write_report
@@ -143,11 +145,12 @@ def run_session(
         run = ranks.gather([run] if ranks.is_main else [])[0]  # The main rank's choice of a name holds for all.
         try:
             console.plan(plan_lines(recipe, run))
-            with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder, ranks=ranks) as session:
-                is_finished = run_loop(session, profile)
-            if ranks.is_main:
-                table = written_profile(run, profile) if profile is not None else []
-                console.finish([*table, *closing_lines(recipe, run, is_finished=is_finished)])
+            with disk_failures_told(run.path):
+                with open_session(recipe, run=run, console=console, task=task, rewarder=rewarder, ranks=ranks) as session:
+                    is_finished = run_loop(session, profile)
+                if ranks.is_main:
+                    table = written_profile(run, profile) if profile is not None else []
+                    console.finish([*table, *closing_lines(recipe, run, is_finished=is_finished)])
         finally:
             console.close()
     return is_finished
@@ -192,6 +195,7 @@ def plan_lines(recipe: Recipe, run: RunDirectory) -> list[str]:
 
 # What may differ between a run and its resumption, because it changes no number that was computed before.
 RESUMABLE_KEYS = {
+    "run.accept_reward_code",
     "run.num_threads",
     "run.watchdog_s",
     "run.sinks",
@@ -200,6 +204,7 @@ RESUMABLE_KEYS = {
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.rollouts_every",
+    "checkpoint.in_background",
     "guard.enabled",
     "guard.actions",
     "guard.beta_factor",
@@ -264,7 +269,7 @@ def find_recipe(name: str | Path | None) -> Path | None:
         return None if name is None else Path(name)
     here = Path(__file__).parent
     for folder in (here / "recipes", here.parent.parent / "recipes"):  # installed; in a source tree
-        if (folder / f"{name}.toml").is_file():
+        if os.path.isfile(folder / f"{name}.toml"):
             return folder / f"{name}.toml"
     raise ConfigError(f"recipe {str(name)!r} is neither a .toml file nor one that comes with Covey")
 
@@ -304,11 +309,14 @@ def refuse_changes(saved: Recipe, wanted: Recipe) -> None:
             f"train.num_steps={wanted.train.num_steps}: with train.decay=true the learning rate has been falling towards its "
             f"end at step {saved.train.num_steps}; another end would make it jump. Start a new run, or leave num_steps as it is"
         )
-    for section, options in before.items():
-        for option, value in options.items():
-            key = f"{section}.{option}"
-            if after[section][option] != value and key not in RESUMABLE_KEYS:
-                raise ConfigError(
-                    f"{key}={after[section][option]!r}: the run was started with {value!r}. A resumed run may change "
-                    f"{', '.join(sorted(RESUMABLE_KEYS))} only; start a new run for anything else"
-                )
+    changes = [
+        f"{section}.{option}={after[section][option]!r}: the run was started with {value!r}"
+        for section, options in before.items()
+        for option, value in options.items()
+        if after[section][option] != value and f"{section}.{option}" not in RESUMABLE_KEYS
+    ]
+    if changes:
+        raise ConfigError(
+            f"{'; '.join(changes)}. A resumed run may change {', '.join(sorted(RESUMABLE_KEYS))} only; start a new run for "
+            "anything else"
+        )

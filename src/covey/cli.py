@@ -1,7 +1,7 @@
 """The command line. Heavy imports live inside the handlers, so that `covey --help` answers at once.
 
-Exit codes: 0 done; 1 unexpected failure; 2 something the user can correct; 75 stopped by a signal, saved, can be resumed;
-3 a reward failed its audit, or the guard would have ended the run.
+Exit codes: 0 done; 1 unexpected failure; 2 something the user can correct; 74 the disk is full or failing;
+75 stopped by a signal, saved, can be resumed; 3 a reward failed its audit, or the guard would have ended the run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from covey.cli_checks import CHECKS
 from covey.cli_common import EXIT_STOPPED, AsJson, ModelArgument, Quiet, print_json, say, split_arguments
 from covey.cli_compare import compare
 from covey.cli_pairs import print_row, refuse_pairs_run, train_pairs
+from covey.monitor.disk import SaveError
 from covey.tuning import start_tuned
 from covey.types import CoveyError
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from covey.evaluate import Row
 
 EXIT_WRONG_INPUT = 2
+EXIT_NOT_SAVED = 74
+"""The disk is full or failing (EX_IOERR of sysexits.h); what was saved before is there, and can be gone on with."""
 _TUNED = {"train", "plan", "evaluate", "control", "calibrate"}
 """Commands that compute for long enough to be worth a start with other settings."""
 
@@ -50,7 +53,7 @@ def main() -> None:
         from covey.monitor.progress import printable
 
         typer.secho(f"error: {printable(str(error))}", err=True, fg=typer.colors.RED)
-        sys.exit(EXIT_WRONG_INPUT)
+        sys.exit(EXIT_NOT_SAVED if isinstance(error, SaveError) else EXIT_WRONG_INPUT)
 
 
 @app.callback(invoke_without_command=True)

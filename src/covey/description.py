@@ -17,9 +17,11 @@ from covey.assembly import describe_objective
 from covey.config import Recipe
 from covey.distributed import Ranks
 from covey.models.policy import Policy
+from covey.monitor.console import Console
 from covey.monitor.environment import describe_machine, describe_versions
 from covey.monitor.run_directory import SCHEMA_VERSION, RunDirectory, write_text_atomic
 from covey.rewards.base import Reward, Rewarder
+from covey.rewards.code_mark import code_mark
 from covey.tasks.base import Task
 from covey.tuning import settings_in_force
 
@@ -64,10 +66,21 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rew
         "reward_range": list(success_range(plain_rewarder.proxy)),
         "reference": {key: identity[key] for key in ("name", "sha256")} if recipe.algorithm.has_reference else None,
         "has_gold": plain_rewarder.gold is not None,
+        "reward_code": code_mark(plain_rewarder.proxy, plain_rewarder.gold),
         "task": task.name,
         "algorithm": recipe.algorithm.name,
         "formula": "; ".join(describe_objective(recipe)),
     }
+
+
+def warn_of_other_numbers(run: RunDirectory, console: Console, ranks: Ranks) -> None:
+    """Say so if a resumed run computes with another number of threads or ranks, which changes its numbers' last bits."""
+    environment = json.loads(run.env.read_text())
+    for key, now in (("num_threads", torch.get_num_threads()), ("num_ranks", ranks.count)):
+        before = environment.get(key, now)
+        if before != now:
+            what = key.removeprefix("num_")
+            console.warn(f"the run was started with {before} {what} and goes on with {now}: its bits will not be the same")
 
 
 def success_range(reward: Reward) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Stopping at a step boundary when the user or the system asks for it, and saying where a run stands that does not move."""
+"""Stopping or saving at a step boundary when the user or the system asks, and saying where a run stands that does not move."""
 
 from __future__ import annotations
 
@@ -13,25 +13,40 @@ from types import FrameType
 
 
 class StopRequest:
-    """Becomes requested with the first SIGINT or SIGTERM. The second is left to the handler that was there before."""
+    """Becomes requested with the first SIGINT or SIGTERM. The second is left to the handler that was there before.
+
+    SIGUSR1 asks for a save instead, as often as it comes.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._is_save_requested = False
 
     @property
     def is_requested(self) -> bool:
         return self.signal_name is not None
 
+    def request_save(self) -> None:
+        self._is_save_requested = True
+
+    def take_save(self) -> bool:
+        """Return whether a save was asked for since the last call."""
+        asked, self._is_save_requested = self._is_save_requested, False
+        return asked
+
 
 @contextmanager
 def stop_on_signals() -> Generator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM within the block into a request. Outside the main thread nothing is caught."""
+    """Turn the first Ctrl-C or SIGTERM within the block, and each SIGUSR1, into a request.
+
+    Handlers only set flags. Outside the main thread nothing is caught.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     caught = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in caught}
+    previous = {number: signal.getsignal(number) for number in (*caught, signal.SIGUSR1)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
@@ -41,11 +56,12 @@ def stop_on_signals() -> Generator[StopRequest]:
 
     for number in caught:
         signal.signal(number, handle)
+    signal.signal(signal.SIGUSR1, lambda number, frame: request.request_save())
     try:
         yield request
     finally:
-        for number in caught:
-            signal.signal(number, previous[number])
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Watchdog:

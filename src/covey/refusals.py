@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 from covey.algos.registry import ALGORITHMS
 from covey.config import Recipe
 from covey.distributed import Ranks
 from covey.models.policy import Policy
+from covey.monitor.run_directory import RunDirectory
 from covey.persistence import task_hash
 from covey.rewards.base import Rewarder, refuse_missing_columns
+from covey.rewards.code_mark import code_mark, is_other_code
 from covey.tasks.base import Task
+from covey.tasks.from_python import CUSTOM_TASK
 from covey.types import CoveyError
 
 
@@ -30,6 +35,42 @@ def refuse_different_ranks(recipe: Recipe, task: Task, policy: Policy, ranks: Ra
                 f"the {what} of the {ranks.count} processes differ; start all of them with the same command, files and kind of "
                 "machine"
             )
+
+
+def refuse_other_reward(recipe: Recipe, run: RunDirectory, rewarder: Rewarder) -> list[str]:
+    """Raise if a run goes on with reward functions whose code has changed, unless the recipe accepts that code.
+
+    Functions that were handed over from Python are the caller's to answer for: of those it is told in the messages returned.
+
+    Raises:
+        CoveyError: they have changed; it says how to go on all the same.
+    """
+    before = json.loads(run.env.read_text()).get("reward_code") if run.env.exists() else None
+    now = code_mark(rewarder.proxy, rewarder.gold)
+    if before is None or now == recipe.run.accept_reward_code or not is_other_code(before, now):
+        return []
+    what = f"the code of the reward functions is not what {run.path} was started with ({before or 'none'} -> {now or 'none'})"
+    if recipe.task.name == CUSTOM_TASK:
+        return [f"{what}: from here on the run is trained for something else"]
+    raise CoveyError(
+        f"{what}: it would be trained for something else from here on. Start a new run, restore the code, or go on with "
+        f"run.accept_reward_code={now}"
+    )
+
+
+def refuse_other_model_code(run: RunDirectory, policy: Policy) -> None:
+    """Raise if a run goes on with other code of the model than it was started with.
+
+    Raises:
+        CoveyError: naming the files.
+    """
+    before = json.loads(run.env.read_text())["model"].get("code", {}) if run.env.exists() else policy.identity.code
+    changed = sorted(name for name in {**before, **policy.identity.code} if before.get(name) != policy.identity.code.get(name))
+    if changed:
+        raise CoveyError(
+            f"the code of {policy.identity.name!r} is not what {run.path} was started with: {', '.join(changed)}. Look at what "
+            "has changed, and restore it or start a new run"
+        )
 
 
 def refuse_unusable_task(recipe: Recipe, task: Task, rewarder: Rewarder) -> None:

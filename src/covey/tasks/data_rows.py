@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from covey.tasks.row_values import holds_half_character
 from covey.types import CoveyError
 
 Format = Literal["auto", "jsonl", "json", "parquet", "hub"]
@@ -44,7 +46,7 @@ def read_rows(path: str, *, file_format: Format = "auto", config: str = "", spli
         yield from hub_rows(path, config=config, split=split)
         return
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file() raises where no file could be called so.
         raise CoveyError(f"there is no file {path!r}. For a data set of the Hugging Face hub, set task.format = 'hub'")
     chosen = format_of(file) if file_format == "auto" else file_format
     readers = {"jsonl": jsonl_rows, "json": json_rows, "parquet": parquet_rows}
@@ -165,6 +167,8 @@ def as_row(where: str, values: object) -> Row | BadRow:
     """Return the row if its values are an object."""
     if not isinstance(values, Mapping):
         return BadRow(where=where, reason=f"it is no object with columns but {str(values)[:40]!r}")
+    if holds_half_character(values):
+        return BadRow(where=where, reason="it holds half a character (an escape from \\ud800 to \\udfff that stands alone)")
     return Row(where=where, values={str(name): value for name, value in values.items()})
 
 

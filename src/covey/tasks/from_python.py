@@ -12,6 +12,7 @@ from typing import Any
 from covey.rewards.base import Reward, as_reward, refuse_missing_columns
 from covey.sampling import stream_key
 from covey.tasks.base import PARTS, Part, Task
+from covey.tasks.row_values import holds_half_character
 from covey.types import CoveyError, Message, Prompt
 
 PromptLike = str | Mapping[str, Any] | Prompt
@@ -149,4 +150,6 @@ def text_of(value: Any, number: int) -> str:
     """Return a text or a number as a text."""
     if value is None or isinstance(value, Mapping | list | tuple):
         raise CoveyError(f"prompts[{number}] has {value!r} where a text is wanted; Covey trains on texts alone")
+    if holds_half_character(value):
+        raise CoveyError(f"prompts[{number}] holds half a character (a lone surrogate): {value!r}. No tokenizer takes it")
     return str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def read_demonstrations(path: str) -> list[Prompt]:
         CoveyError: there is no such file, it has no row, or rows are bad; the message names them by file and line.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file() raises where no file could be called so.
         raise CoveyError(f"there is no file {path!r} with demonstrations; give a JSONL file")
     found: list[tuple[tuple[Message, ...], tuple[tuple[str, float], ...]]] = []
     bad: list[str] = []

@@ -13,6 +13,15 @@ class RowError(Exception):
     """A row that no question can be made of; the message says what is wrong with it."""
 
 
+def holds_half_character(value: object) -> bool:
+    """Return whether a text in the value has a lone surrogate: no tokenizer takes it, and no log can hold it."""
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return any(holds_half_character(part) for pair in value.items() for part in pair)
+    return isinstance(value, list | tuple) and any(map(holds_half_character, value))
+
+
 def value_of(values: Values, column: str) -> Any:
     """Return the value of a column; "a.b" is the key b of the mapping in column a.
 
