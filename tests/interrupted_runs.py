@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 from tests.digits import bits_of, digit_share, newest, resume_digits, train_digits
@@ -17,37 +17,39 @@ from covey.monitor.run_directory import read_jsonl
 LOGS = ("metrics", "timing", "eval", "guard", "events")
 
 
-def signalled_at(run: Path, number: signal.Signals, *, after_s: float) -> Callable[[str], float]:
-    """Return the reward as a function whose first call sets a clock; the signal comes when it goes off, wherever that is."""
-    is_set = False
+class SignalledReward:
+    """A reward whose first call sets a clock; the signal comes when it goes off, wherever that is. Without a signal: none."""
 
-    def reward(completion: str) -> float:
-        nonlocal is_set
-        if not is_set:
-            is_set = True
+    def __init__(self, number: signal.Signals | None = None, *, after_s: float = 0.0) -> None:
+        self.number, self.after_s = number, after_s
+
+    def __call__(self, completion: str) -> float:
+        if self.number is not None:
+            number, self.number = self.number, None
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
-            signal.setitimer(signal.ITIMER_REAL, after_s)
+            signal.setitimer(signal.ITIMER_REAL, self.after_s)
         return digit_share(completion)
 
-    return reward
 
-
-def stopped_at_random_times(directory: Path, count: int, *, seconds: float) -> tuple[int, int]:
-    """Stop runs at random times of their first seconds and go on. Return how many were stopped, and how many went wrong."""
+def stopped_at_random_times(directory: Path, count: int) -> tuple[int, int]:
+    """Stop runs at random times and go on. Return how many were stopped, and how many went wrong."""
     choose = random.Random(6)
+    train_digits(directory, "first", num_steps=1)  # What is imported or compiled once is not counted.
+    started = time.monotonic()
     alone = bits_of(train_digits(directory, "left alone").path)
+    seconds = time.monotonic() - started
     num_stopped = num_wrong = 0
     before = signal.getsignal(signal.SIGALRM)
     try:
         for trial in range(count):
             name, number = f"stopped {trial}", (signal.SIGTERM, signal.SIGINT)[trial % 2]
-            reward = signalled_at(directory / name, number, after_s=choose.uniform(0.001, seconds))
+            reward = SignalledReward(number, after_s=choose.uniform(0.001, 0.8 * seconds))
             run = train_digits(directory, name, reward=reward)
             signal.setitimer(signal.ITIMER_REAL, 0)
             is_stopped = len(run.metrics) < 6
             num_stopped += is_stopped
             num_wrong += is_stopped and not is_saved_where_it_stopped(run)
-            resume_digits(directory, name)
+            resume_digits(directory, name, reward=SignalledReward())
             num_wrong += bits_of(directory / name) != alone
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

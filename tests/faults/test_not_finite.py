@@ -104,7 +104,10 @@ PLACES: dict[str, tuple[Spoil, dict[str, Any]]] = {
     "a log-prob of the policy": (in_what(Learner, "_score", "logprobs"), {}),
     "a log-prob of the reference": (in_what(Learner, "make_scores", "ref_logprobs"), {"beta": 0.1}),
     "a log-prob of the engine": (in_what(LOOP, "make_tokens", "sampling_logprobs"), {"algorithm__correction": "tis_token"}),
+    "a value": (in_what(Learner, "make_scores", "values"), {"algorithm__name": "ppo", "algorithm__critic": "head"}),
 }
+BOUNDED = {("a log-prob of the engine", float("inf")), ("a log-prob of the reference", float("inf"))}
+"""Taken for a very small probability, whose ratio a bound makes finite before it is used: the update is made."""
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -119,20 +122,10 @@ def test_what_is_not_finite_is_left_out_and_the_weights_are_those_before(
         spoil(patch, value)
         after = train_digits(directory, name, num_steps=AT_STEP, **options)
     assert_finite(after.path)
-    if (place, value) == ("a log-prob of the engine", float("inf")):
-        return  # The weight of that token is 0, as for any that the engine would have drawn far more often.
+    if (place, value) in BOUNDED:
+        return
     assert after.metrics[-1].get("update/skipped") == 1
     assert weights_of(after.path) == weights_of(before.path)
-
-
-def test_a_value_that_is_not_finite_ends_the_run_before_it_is_trained_on(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_what(Learner, "make_scores", "values")(monkeypatch, float("nan"))
-    options: dict[str, Any] = {"algorithm__name": "ppo", "algorithm__critic": "head", "checkpoint__every": 1}
-    with pytest.raises(CoveyError, match="value model's gradient is nan"):
-        train_digits(directory, "a value", **options)
-    assert_finite(directory / "a value")
 
 
 def assert_finite(run: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_signal_in_the_midst_of_something_lets_it_finish_and_saves(
 
 def test_a_signal_at_a_random_time_lets_the_step_finish_and_saves(directory: Path, alone: dict[str, Any]) -> None:
     """A clock that is set by a reward goes off in whatever comes next."""
-    assert stopped_at_random_times(directory, 4, seconds=0.4)[1] == 0
+    assert stopped_at_random_times(directory, 4)[1] == 0
 
 
 def test_without_a_signal_the_run_is_not_found_stopped(directory: Path, alone: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.sandbox.attacking import clean_up
 
 from covey.rewards.sandbox.inside.limits import Limits
 from covey.rewards.sandbox.interpreters import interpreter
@@ -18,6 +19,13 @@ QUICK_TIERS = ("bubblewrap", "landlock")
 """In these all attempts are made whenever the tests run; in the others with `-m slow`, and `test_other_tiers.py` makes some."""
 ALL_TIERS = {**TIERS, "remote": remote_tier([interpreter()])}
 """With a command: elsewhere is a process of this machine, with nothing around it but what a zygote brings along."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_outside() -> Iterator[None]:
+    """Remove what the positive controls leave behind: their attempts are held by nothing."""
+    yield
+    clean_up()
 
 
 def available(name: str) -> Tier:

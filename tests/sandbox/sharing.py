@@ -7,9 +7,9 @@ Both hold the same secret number. `leave(number)` does what it can; `found(numbe
 from __future__ import annotations
 
 _HEAD = """
-import errno, fcntl, os, socket, sys, time
+import errno, os, socket, sys, time
 try:
-    import ctypes
+    import ctypes, fcntl
     LIBC = ctypes.CDLL(None, use_errno=True)
 except ImportError:
     LIBC = None
