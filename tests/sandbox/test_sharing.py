@@ -20,10 +20,6 @@ BY_TWO_PROCESSES = {"a process that the other can see", "memory with a name", "t
 """Nobody sees these in itself; or, of the last, nothing but itself."""
 
 
-OPEN_WAY = "flags of an open file"
-"""The standard streams of all candidates of a zygote are one open file, and its flags are bits that anyone may set."""
-
-
 def pairs(ways: dict[str, tuple[str, str]], count: int) -> list[tuple[str, int]]:
     """Return ways with a number of their own, each about as often as the others."""
     return [(way, 1_000_003 + 7 * number) for number, way in zip(range(count), itertools.cycle(ways), strict=False)]
@@ -31,21 +27,13 @@ def pairs(ways: dict[str, tuple[str, str]], count: int) -> list[tuple[str, int]]
 
 def test_two_hundred_pairs_one_after_the_other_share_nothing(tier: Tier):
     """By one zygote, so that the reader stands where the writer stood. In tiers that take long each way is tried once."""
-    ways = {way: LASTING[way] for way in LASTING if way != OPEN_WAY}
-    count = NUM_PAIRS if tier.name in QUICK_TIERS else len(ways)
+    count = NUM_PAIRS if tier.name in QUICK_TIERS else len(LASTING)
     with SandboxPool(tier, num_zygotes=1, limits=QUICK) as pool:
         seen = []
-        for way, number in pairs(ways, count):
+        for way, number in pairs(LASTING, count):
             outcomes = [pool.grade(DOUBLE, writer(LASTING[way], number)), pool.grade(DOUBLE, reader(LASTING[way], number))]
             seen += [] if outcomes[1].has_passed else [(way, outcomes[1])]
     assert seen == []
-
-
-@pytest.mark.xfail(reason="zygotes hand their own standard streams on: flags of those are shared", strict=False)
-def test_flags_of_the_standard_streams_are_not_shared(tier: Tier):
-    with SandboxPool(tier, num_zygotes=1, limits=QUICK) as pool:
-        pool.grade(DOUBLE, writer(LASTING[OPEN_WAY], 1))
-        assert pool.grade(DOUBLE, reader(LASTING[OPEN_WAY], 1)).has_passed
 
 
 @pytest.mark.parametrize("way", [*PRESENT, "a file in /tmp", "shared memory of System V"])

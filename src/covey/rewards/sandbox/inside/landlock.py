@@ -1,7 +1,7 @@
 """Landlock (`linux/landlock.h`): from here on this process may read below some directories, and nothing else of the files.
 
-https://docs.kernel.org/userspace-api/landlock.html. Nothing may be written, run or made anywhere; from interface 4 on no TCP
-port may be bound or connected to, from 6 on no signal and no abstract socket leads out.
+https://docs.kernel.org/userspace-api/landlock.html. Nothing may be written but to /dev/null, nothing run or made anywhere; from
+interface 4 on no TCP port may be bound or connected to, from 6 on no signal and no abstract socket leads out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .seccomp import PR_SET_NO_NEW_PRIVS
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH, _VERSION_QUESTION = 1, 1
-_READ_FILE, _READ_DIRECTORY = 1 << 2, 1 << 3
+_WRITE_FILE, _READ_FILE, _READ_DIRECTORY = 1 << 1, 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 """By the interface that brought them: the rights over files that are taken away."""
 _NETWORK_FROM, _NETWORK_RIGHTS = 4, 0b11
@@ -58,7 +58,8 @@ def restrict_files(readable: Iterable[str]) -> int:
     handle = syscall(_CREATE_RULESET, ctypes.addressof(ruleset), size, 0)
     try:
         for path in readable:
-            _allow_reading(handle, path)
+            _allow(handle, path)
+        _allow(handle, os.devnull, _READ_FILE | _WRITE_FILE)  # Executions open it for themselves.
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         syscall(_RESTRICT_SELF, handle, 0)
     finally:
@@ -66,11 +67,12 @@ def restrict_files(readable: Iterable[str]) -> int:
     return version
 
 
-def _allow_reading(handle: int, path: str) -> None:
+def _allow(handle: int, path: str, rights: int = _READ_FILE) -> None:
+    """Leave these rights over a file, or over what is below a directory."""
     opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         is_directory = stat.S_ISDIR(os.fstat(opened).st_mode)
-        rule = _PathBeneath(allowed=_READ_FILE | (_READ_DIRECTORY if is_directory else 0), directory=opened)
+        rule = _PathBeneath(allowed=rights | (_READ_DIRECTORY if is_directory else 0), directory=opened)
         syscall(_ADD_RULE, handle, _RULE_PATH_BENEATH, ctypes.addressof(rule), 0)
     finally:
         os.close(opened)

@@ -66,8 +66,12 @@ def become(setup: Setup, order: dict[str, Any], files: list[int]) -> None:
     """Become an execution: keep the channel and the standard files, and give up the rest for good."""
     # With the zygote, whose own end is that of its orders.
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # To /dev/null: what the zygote says there goes to the trainer, and no candidate may speak in its name.
-    os.dup2(1, 2)
+    # What the zygote says goes to the trainer, and no candidate may speak in its name. Opened anew for each of them: an open
+    # file has flags, which the next one would find as the one before has left them.
+    for number in range(3):
+        opened = os.open(os.devnull, os.O_RDWR)
+        os.dup2(opened, number)
+        os.close(opened)
     channel, *streams = files
     for target, number in enumerate(streams):
         os.dup2(number, target)
