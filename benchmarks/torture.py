@@ -2,7 +2,8 @@
 
     python benchmarks/torture.py [--full] [--only S1,R1] [--human-eval FILE]
 
-Writes benchmarks/results/torture.json: for each goal how often it was tried, how often it failed, and a figure. The core takes
+Writes benchmarks/results/torture.json: for each goal how often it was tried, how often it failed, and a figure. `--only` tries some
+goals and leaves the rows of the others as they are. The core takes
 under 20 minutes on two cores (`make torture`), all of it under 75 (`make torture-full`). Most goals are groups of tests, each
 with a positive control of its own, that are part of `make test` as well; what takes longer is measured here.
 """
@@ -220,32 +221,26 @@ def run_tests(nodes: Sequence[str]) -> Found:
 
 def main(options: argparse.Namespace) -> int:
     """Try the goals, and write what came of each at once. Return how many failed."""
-    chosen = (
-        options.only.split(",")
-        if options.only
-        else [name for name, goal in GOALS.items() if options.full or not goal.full_alone]
-    )
-    rows: list[dict[str, object]] = []
+    asked = options.only.split(",") if options.only else GOALS
+    chosen = [name for name in asked if options.only or options.full or not GOALS[name].full_alone]
+    # Goals that were asked for by name take the place of their own rows alone.
+    rows = {row["id"]: row for row in json.loads(RESULT.read_text())["rows"]} if options.only and RESULT.exists() else {}
+    command = "python benchmarks/torture.py" + " --full" * options.full + " --human-eval FILE" * bool(options.human_eval)
+    facts = {"machine": describe_machine(), "versions": describe_versions()}
+    num_failed = 0
     for name in chosen:
         goal, started = GOALS[name], time.monotonic()
         found = _tried(goal, options)
-        row = {"id": name, "goal": goal.title, **asdict(found), "seconds": round(time.monotonic() - started, 1)}
-        rows.append(row)
+        num_failed += bool(found.failed)
+        made = {"seconds": round(time.monotonic() - started, 1), "command": command, "commit": describe_commit()}
+        rows[name] = {"id": name, "goal": goal.title, **asdict(found), **made}
         print(
-            f"{name:4} {found.tried:6} tried {found.failed:4} failed  {row['seconds']:6} s  {goal.title}: {found.figure}",
+            f"{name:4} {found.tried:6} tried {found.failed:4} failed  {made['seconds']:6} s  {goal.title}: {found.figure}",
             flush=True,
         )
-    command = "python benchmarks/torture.py" + " --full" * options.full + " --human-eval FILE" * bool(options.human_eval)
-    result = {
-        "command": command,
-        "commit": describe_commit(),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
-        "rows": rows,
-    }
-    if not options.only:
-        write_text_atomic(RESULT, json.dumps(result, indent=1) + "\n")
-    return sum(bool(row["failed"]) for row in rows)
+        ordered = [rows[each] for each in GOALS if each in rows]
+        write_text_atomic(RESULT, json.dumps({**facts, "rows": ordered}, indent=1) + "\n")
+    return num_failed
 
 
 def _tried(goal: Goal, options: argparse.Namespace) -> Found:
