@@ -3,8 +3,9 @@
     python benchmarks/torture.py [--full] [--only S1,R1] [--human-eval FILE]
 
 Writes benchmarks/results/torture.json: for each goal how often it was tried, how often it failed, and a figure. `--only` tries
-some goals and leaves the rows of the others as they are. The core takes under 20 minutes on two cores (`make torture`), all of it under 75 (`make torture-full`). Most goals are groups of tests, each
-with a positive control of its own, that are part of `make test` as well; what takes longer is measured here.
+some goals and leaves the rows of the others as they are. The core takes under 20 minutes on two cores (`make torture`), all of
+it under 75 (`make torture-full`). Most goals are groups of tests, each with a positive control of its own, that are part of
+`make test` as well; what takes longer is measured here.
 """
 
 from __future__ import annotations

@@ -94,6 +94,10 @@ def _site() -> str:
     return " < ".join(shown)
 
 
+Check = Callable[[Path, int], str]
+"""(what is left, how many saves had returned) -> what is lost that must not be; empty = nothing."""
+
+
 def losses(
     recording: Recording, check: Check, scratch: Path, *, known: dict[tuple[str, int], str], without: str = ""
 ) -> Iterator[str]:

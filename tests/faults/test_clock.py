@@ -112,7 +112,9 @@ def clock_readings(source: str) -> list[str]:
 
 
 def test_nothing_but_a_stamp_is_read_from_the_wall_clock():
-    found = {path.name: clock_readings(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+    sources = {path.name: path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
+    words = (".time", ".now", ".utcnow", ".today", ".localtime", ".st_mtime")  # The search itself takes long.
+    found = {name: clock_readings(text) for name, text in sources.items() if any(word in text for word in words)}
     # A tracker wants the time of each number that it is sent, and a program in WebAssembly may ask for the time.
     assert {name for name, calls in found.items() if calls} <= {"sinks.py", "wasi.py"}
 

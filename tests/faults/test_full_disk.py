@@ -42,10 +42,10 @@ def count(directory: Path) -> int:
     return num_writes(directory)
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(4))
 def test_a_write_that_fails_is_told_and_costs_no_bit(directory: Path, alone: dict[str, Any], count: int, part: int) -> None:
     code = FAULTS[part % len(FAULTS)]
-    told = after_failing_write(directory, f"part {part}", number=5 + part * (count - 10) // 5, code=code)
+    told = after_failing_write(directory, f"part {part}", number=5 + part * (count - 10) // 3, code=code)
     assert re.search(TOLD, told), told
     assert os.strerror(code) in told
     assert bits_of(directory / f"part {part}") == alone
@@ -55,7 +55,7 @@ def test_the_writes_that_fail_are_all_kinds_of_them(count: int) -> None:
     assert count > 100
 
 
-@pytest.mark.parametrize("leaving", [0, 100, 9_000, 60_000, 400_000])
+@pytest.mark.parametrize("leaving", [0, 9_000, 400_000])
 def test_on_a_disk_that_is_really_full_no_bit_is_lost(
     directory: Path, tmp_path: Path, alone: dict[str, Any], leaving: int
 ) -> None:

@@ -32,10 +32,9 @@ ELSEWHERE = {
     "dots": "..",
     "dot": ".",
     "line": "a\nescaped",
-    "reserved": "CON",
     "option": "--help",
 }
-TAKEN = {"quoted slash", "backslashes", "line", "reserved", "option"}
+TAKEN = {"quoted slash", "backslashes", "line", "option"}
 """Strange, and names of directories all the same."""
 
 
