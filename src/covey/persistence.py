@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -189,7 +190,7 @@ def take_snapshot(run: RunDirectory, recipe: Recipe, state: RunState, *, buffers
         tensors=tensors,
         state={
             "progress": dataclasses.asdict(state.progress),
-            "prompts": state.prompts.state(),
+            "prompts": copy.deepcopy(state.prompts.state()),  # Written later, when a curriculum may have gone on.
             "num_updates": learner.num_updates,
             "num_halvings": learner.num_halvings,
             "norms": list(learner.spikes.norms),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from tests.faults.test_skipped_updates import kinds_of, spoil
 from covey import persistence
 from covey.background import Background
 from covey.checkpoint import SaveError, copy_tensors
+from covey.curriculum import PassRateCurriculum
 from covey.monitor.run_directory import read_jsonl
 
 
@@ -61,6 +63,27 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     hold_saves(monkeypatch, lambda step: step == 2 and wait_until(lambda: num_timed_steps(run) >= 4))
     train_digits(tmp_path, "background")
     assert bits_of(run) == bits_of(foreground.path)
+
+
+def test_a_curriculum_that_goes_on_does_not_change_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a curriculum of a user's own, too, whose state is the very thing that it changes."""
+    changes: dict[str, Any] = {"train__curriculum": "pass_rate", "checkpoint__keep": 10}
+    plain = PassRateCurriculum.state
+    live: dict[str, Any] = {}
+
+    def shared(self: PassRateCurriculum) -> dict[str, Any]:
+        live.clear()
+        live.update(plain(self))
+        return live
+
+    foreground = train_digits(tmp_path, "foreground", checkpoint__in_background=False, **changes)
+    monkeypatch.setattr(PassRateCurriculum, "state", shared)
+    run = tmp_path / "background"
+    hold_saves(monkeypatch, lambda step: (step == 2 and wait_until(lambda: num_timed_steps(run) >= 4)) or live.clear())
+    train_digits(tmp_path, "background", **changes)
+    for step in ("000002", "000004"):
+        states = [json.loads((each / f"checkpoints/step-{step}/state.json").read_text()) for each in (foreground.path, run)]
+        assert states[0]["prompts"] == states[1]["prompts"] != {}
 
 
 def test_what_was_saved_late_is_what_a_killed_run_goes_on_from(tmp_path: Path):
