@@ -10,8 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-MOST_GB = 5.5
-"""Weights, their gradients and AdamW's moments are 2.2 GB; most of the rest is rounded weights and a micro-batch."""
+MOST_GB = {"bfloat16": 5.5, "float32": 6.5}
+"""Weights, their gradients and AdamW's moments are 2.2 GB; most of the rest is rounded weights and a micro-batch. In the type that
+Covey chooses on this processor: in the other one an update may take minutes."""
 
 WORKER = """
 import json, random, resource, torch
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.builders import make_completion, make_prompt
 from tests.tiny_batches import SPEC, Scores, make_batch, objective_of
 from covey.learner import Learner, ScoringSpec
+from covey.models.policy import choose_compute_dtype
 from covey.sampling import Sampling
 from covey.types import Group, Rollout, Score
 
@@ -40,21 +42,23 @@ for place in range(8):
     groups.append(Group(prompt=make_prompt(str(place)), rollouts=rollouts))
 objective = objective_of("grpo")
 sampling = Sampling(temperature=1.0, max_new_tokens=64)
-scoring = ScoringSpec(sampling=sampling, compute_dtype=torch.bfloat16, max_tokens_per_micro_batch=2048, max_shared_tokens=1024)
+dtype = choose_compute_dtype("auto")
+scoring = ScoringSpec(sampling=sampling, compute_dtype=dtype, max_tokens_per_micro_batch=2048, max_shared_tokens=1024)
 learner = Learner(model, objective, scoring, SPEC)
 batch = make_batch(groups, objective, Scores(old_logprobs=None, ref_logprobs=None))
-for _ in range(2):
+for _ in range(2 if dtype == torch.bfloat16 else 1):  # In float32, on processors without bfloat16, each takes a minute.
     assert learner.update(batch).num_updates == 1
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"before_gb": before * 1024 / 1e9, "peak_gb": peak * 1024 / 1e9}))
+facts = {"dtype": str(dtype).removeprefix("torch.")}
+print(json.dumps(facts | {"before_gb": before * 1024 / 1e9, "peak_gb": peak * 1024 / 1e9}))
 """
 
 
-def test_two_updates_of_workload_w_stay_within_their_bound():
+def test_updates_of_workload_w_stay_within_their_bound():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(
         [sys.executable, "-c", WORKER], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert process.returncode == 0, process.stderr[-2000:]
     found = json.loads(process.stdout.splitlines()[-1])
-    assert found["peak_gb"] < MOST_GB, found
+    assert found["peak_gb"] < MOST_GB[found["dtype"]], found
