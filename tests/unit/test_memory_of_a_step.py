@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 MOST_GB = {"bfloat16": 5.5, "float32": 6.5}
-"""Weights, their gradients and AdamW's moments are 2.2 GB; most of the rest is rounded weights and a micro-batch. In the type that
-Covey chooses on this processor: in the other one an update may take minutes."""
+"""Weights, their gradients and AdamW's moments are 2.2 GB; most of the rest is rounded weights and a micro-batch. In the type
+that Covey chooses on this processor: in the other one an update may take minutes."""
 
 WORKER = """
 import json, random, resource, torch
