@@ -190,7 +190,8 @@ def test_sequences_longer_than_a_tile_are_scored_right(name: str):
     found = gradient_of(model, lambda: grids.append(scored(model, groups, backward=backward)))
     for grid, slow in zip(grids[0], expected, strict=True):
         torch.testing.assert_close(grid, slow.detach(), atol=5e-5, rtol=0)
-    assert_same_gradient(model, found, exact)
+    # Sums over 700 positions in float32: their order is the processor's (2.1e-5 with AVX2, less with AVX-512).
+    assert_same_gradient(model, found, exact, bound=4e-5)
 
 
 @pytest.mark.parametrize("make", [lambda: model_of("llama"), lambda: gpt2_of_two_layers()], ids=["packed", "ordinary"])
