@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.commands import SMALL, covey
-from tests.digits import at_step, bits_of, leave_out_slow_parts, train_digits
+from tests.digits import at_step, bits_of, train_digits
 from tests.disk_faults import FAULTS, after_failing_write, fill, go_on, num_writes, refuse_damage, small_disk
 
 from covey.monitor.disk import SaveError, disk_failures_told
@@ -20,16 +19,7 @@ from covey.monitor.run_directory import read_jsonl
 TOLD = r"[\d,]+ (bytes )?are free in .*checkpoints are untouched: make room .*--resume"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("full")
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 @pytest.fixture(scope="module")

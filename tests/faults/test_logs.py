@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests import processes
-from tests.digits import leave_out_slow_parts, train_digits, train_killed
+from tests.digits import train_digits, train_killed
 from tests.interrupted_runs import log_problems
 
 from covey.monitor.run_directory import read_jsonl
@@ -17,16 +16,7 @@ from covey.monitor.run_directory import read_jsonl
 NUM_KILLS = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("logs")
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 def test_logs_are_whole_after_every_kill_and_every_resume(directory: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests.digits import digit_share, leave_out_slow_parts, newest, train_digits, weights_of
+from tests.digits import digit_share, newest, train_digits, weights_of
 from torch import Tensor
 
 import covey.learner
@@ -24,11 +24,7 @@ AT_STEP = 3
 Spoil = Callable[[pytest.MonkeyPatch, float], None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 @pytest.fixture(scope="module")

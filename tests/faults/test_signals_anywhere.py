@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import processes
-from tests.digits import at_step, bits_of, leave_out_slow_parts, newest, num_timed_steps, resume_digits, train_digits
+from tests.digits import at_step, bits_of, newest, num_timed_steps, resume_digits, train_digits
 from tests.interrupted_runs import is_saved_where_it_stopped, stopped_at_random_times
 
 from covey import checkpoint
@@ -23,16 +23,7 @@ from covey.types import Completion
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("signals")
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 @pytest.fixture(scope="module")

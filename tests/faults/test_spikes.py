@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from tests.digits import (
     bits_of,
     digest,
     digit_share,
-    leave_out_slow_parts,
     newest,
     num_timed_steps,
     resume_digits,
@@ -47,11 +46,7 @@ PLAIN: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 @pytest.fixture(scope="module")
