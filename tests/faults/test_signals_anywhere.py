@@ -21,6 +21,8 @@ from covey.monitor.run_directory import read_jsonl
 from covey.types import Completion
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+NOT_BESIDE = {"checkpoint__in_background": False}
+"""Where a test looks at what is saved when: beside training, a save may begin some steps later."""
 
 
 pytestmark = pytest.mark.usefixtures("no_slow_parts")
@@ -65,7 +67,7 @@ def test_a_signal_in_the_midst_of_something_lets_it_finish_and_saves(
     with monkeypatch.context() as patch:
         acting = once(lambda: os.kill(os.getpid(), number), getattr(module, function), at_call=at_call)
         patch.setattr(module, function, acting)
-        run = train_digits(directory, name)
+        run = train_digits(directory, name, **NOT_BESIDE)
     assert 0 < len(run.metrics) < 6
     assert is_saved_where_it_stopped(run)
     resume_digits(directory, name)
@@ -102,7 +104,7 @@ def test_usr1_saves_after_the_step_and_the_run_goes_on(directory: Path, alone: d
         return asking(completion)
 
     asking = at_step(path, 3, ask)
-    run = train_digits(directory, "usr1", reward=reward, checkpoint__every=0)
+    run = train_digits(directory, "usr1", reward=reward, checkpoint__every=0, **NOT_BESIDE)
     assert [row["step"] for row in run.metrics] == [1, 2, 3, 4, 5, 6]
     assert seen[0] == ["step-000003"]
     events = [(event["step"], event["message"]) for event in read_jsonl(path / "events.jsonl") if event["kind"] == "saving"]
