@@ -19,14 +19,20 @@ from covey.models.memory import resident_bytes
 
 NUM_PARAMETERS = 10_000_000
 MAX_BLOCKED_S = 0.05
+CALLS_BETWEEN_LOOKS = 240
+"""Twenty steps."""
 
 
 def many_steps(num_steps: int) -> tuple[int, int, str]:
-    """Train for thousands of steps; look at memory, open files and the seconds of a step."""
+    """Train for thousands of steps; look at memory and open files every so often: what is noted grows as well."""
     seen: list[tuple[float, int]] = []
+    num_calls = 0
 
     def reward(completion: str) -> float:
-        seen.append((resident_bytes() / 1e6, len(os.listdir("/proc/self/fd"))))
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls % CALLS_BETWEEN_LOOKS == 0:
+            seen.append((resident_bytes() / 1e6, len(os.listdir("/proc/self/fd"))))
         return digit_share(completion)
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
