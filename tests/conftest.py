@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, runtime_checkable
@@ -106,3 +107,13 @@ def in_float64(policy: Policy) -> Policy:
             norm.weight = module.weight
             model.set_submodule(name, norm)
     return dataclasses.replace(policy, model=model)
+
+
+@pytest.fixture(scope="module")
+def no_slow_parts() -> Iterator[None]:
+    """Runs of this module write no report and wait for no disk."""
+    from tests.digits import leave_out_slow_parts  # Not above: it imports what is to be checked first.
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_slow_parts(patch)
+        yield

@@ -73,6 +73,14 @@ def describe_run(recipe: Recipe, policy: Policy, task: Task, plain_rewarder: Rew
     }
 
 
+def warn_of_small_micro_batches(recipe: Recipe, num_tokens: int, console: Console) -> None:
+    """Say so if memory allows smaller micro-batches than the recipe does: the update takes longer."""
+    if num_tokens < recipe.train.max_tokens_per_micro_batch:
+        console.note(
+            f"memory is short: micro-batches of {num_tokens} tokens instead of {recipe.train.max_tokens_per_micro_batch}"
+        )
+
+
 def warn_of_other_numbers(run: RunDirectory, console: Console, ranks: Ranks) -> None:
     """Say so if a resumed run computes with another number of threads or ranks, which changes its numbers' last bits."""
     environment = json.loads(run.env.read_text())

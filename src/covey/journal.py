@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from covey.monitor.run_directory import JsonlLog, write_text_atomic
 from covey.rewards.base import Rewarder, Sample
@@ -38,6 +38,13 @@ class Journal:
         self._num_calls = 0
         self._known: dict[str, deque[dict[str, Any]]] = defaultdict(deque)
         """Calls that were graded before a resumption and have not come again, by their key, in order."""
+
+    @classmethod
+    def opened(cls, directory: Path, *, after: int | None, rank: int) -> Self:
+        """Return the journal of a process that goes on from the checkpoint of step `after` (None: from none)."""
+        journal = cls(directory, rank=rank)
+        journal.open(-1 if after is None else after)
+        return journal
 
     def open(self, step: int) -> int:
         """Go on from the checkpoint of this step (-1: from none). Return how many graded calls there are to fall back on."""
@@ -126,12 +133,8 @@ class JournaledRewarder(Rewarder):
         return scores
 
 
-def with_journal(
-    rewarder: Rewarder, directory: Path, *, step: int | None, rank: int, code: str, max_error_frac: float
-) -> JournaledRewarder:
-    """Return the rewarder with the journal of a process that goes on from the checkpoint of `step` (None: from none)."""
-    journal = Journal(directory, rank=rank)
-    journal.open(-1 if step is None else step)
+def with_journal(rewarder: Rewarder, journal: Journal, *, code: str, max_error_frac: float) -> JournaledRewarder:
+    """Return the rewarder, whose calls are written to the journal and taken from it."""
     return JournaledRewarder(
         proxy=rewarder.proxy, gold=rewarder.gold, journal=journal, code=code, max_error_frac=max_error_frac
     )

@@ -46,10 +46,14 @@ def follow_skipped(session: Session, metrics: Mapping[str, Metric]) -> None:
         message = "a gradient was not finite: its update was left out, weights and optimizer are as before"
         where = session.run.rollouts_of(progress.step)
         session.recorder.event(progress.step, "skipped", f"{message}; its completions are in {where.name}")
+    has_diverged = progress.num_skipped >= MAX_SKIPPED
     is_rule = SPIKED in metrics and session.recipe.spikes.action == "go_back"
+    if not (has_diverged or is_rule):
+        return
+    path = checkpoint_to_go_back_to(session)
     # Before the first checkpoint there is nothing to go back to, and leaving the spike out has to do.
-    if progress.num_skipped >= MAX_SKIPPED or (is_rule and checkpoint_to_go_back_to(session) is not None):
-        go_back(session)
+    if has_diverged or path is not None:
+        go_back(session, path)
 
 
 def is_left_out(metrics: Mapping[str, Metric]) -> bool:
@@ -71,14 +75,13 @@ def checkpoint_to_go_back_to(session: Session) -> Path | None:
     return newest_valid_checkpoint(session.shared.checkpoints)[0]
 
 
-def go_back(session: Session) -> None:
-    """Put weights and optimizer back to a checkpoint, and go on from there with the next prompts.
+def go_back(session: Session, path: Path | None) -> None:
+    """Put weights and optimizer back to a checkpoint (None: there is none), and go on from there with the next prompts.
 
     Raises:
         CoveyError: the run has gone back as often as it may, or has no checkpoint.
     """
     progress = session.state.progress
-    path = checkpoint_to_go_back_to(session)
     if progress.num_skipped >= MAX_SKIPPED:
         diverged = f"{progress.num_skipped} updates in a row were left out: training has diverged"
     else:

@@ -32,7 +32,13 @@ from covey.batch import StatsSpec
 from covey.checkpoint import Buffers, Checkpoint
 from covey.config import Recipe
 from covey.curriculum import CURRICULA
-from covey.description import describe_run, success_range, warn_of_other_numbers, write_description
+from covey.description import (
+    describe_run,
+    success_range,
+    warn_of_other_numbers,
+    warn_of_small_micro_batches,
+    write_description,
+)
 from covey.distributed import ALONE, Ranks
 from covey.engines.base import Engine
 from covey.engines.registry import ENGINES
@@ -41,7 +47,7 @@ from covey.evaluate import EvaluationSpec
 from covey.given import refuse_unfit_completions
 from covey.guard.replay import num_planned_looks
 from covey.guard.watch import Guard, open_guard
-from covey.journal import JournaledRewarder, with_journal
+from covey.journal import Journal, JournaledRewarder, with_journal
 from covey.models.lora import adapted_layers, frozen_copy
 from covey.models.memory import affordable_tokens, available_bytes, resident_bytes
 from covey.models.policy import Policy, load_policy, with_adapters
@@ -132,39 +138,26 @@ def open_session(
         reward_changes = refuse_other_reward(recipe, run, plain_rewarder)
         log = run.reward_output if ranks.is_main else None
         rewarder = with_length_penalty(isolated(plain_rewarder, recipe, closing, log=log), recipe)
-        policy = open_policy(recipe, task, console)
-        refuse_other_model_code(run, policy)
-        num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
-        warn_of_small_micro_batches(recipe, num_tokens, console)
-        state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
-        refuse_different_ranks(recipe, task, policy, ranks)
+        state, num_tokens = open_state(recipe, task, run, console, ranks)
         own_run = closing.enter_context(open_run_directory(run, ranks))
-        checkpoint, passed_over = find_checkpoint(run, recipe, task, policy)
-        facts = describe_run(recipe, policy, task, plain_rewarder, ranks) | said_of_sandbox(rewarder, console)
+        checkpoint, passed_over = find_checkpoint(run, recipe, task, state.policy)
+        facts = describe_run(recipe, state.policy, task, plain_rewarder, ranks) | said_of_sandbox(rewarder, console)
         write_description(own_run, recipe, facts | {"micro_batch_tokens": num_tokens})
         warn_of_other_numbers(own_run, console, ranks)
         go_on_from(checkpoint, state, own_run, ranks)
+        journal = Journal.opened(run.journal, after=None if checkpoint is None else checkpoint.step, rank=ranks.index)
         engine, sampler = open_engines(recipe, task, state, console, closing)
         recorder = open_recorder(recipe, own_run, console, ranks)
         closing.callback(recorder.sinks.close)
-        for message in passed_over:
-            recorder.event(state.progress.step, "fallback", message)
-        for message in reward_changes:
-            recorder.event(state.progress.step, "warning", message)
+        for kind, message in [*(("fallback", each) for each in passed_over), *(("warning", each) for each in reward_changes)]:
+            recorder.event(state.progress.step, kind, message)
         return Session(
             recipe=recipe,
             task=task,
             state=state,
             engine=engine,
             sampler=sampler,
-            rewarder=with_journal(
-                rewarder,
-                run.journal,
-                step=None if checkpoint is None else checkpoint.step,
-                rank=ranks.index,
-                code=facts["reward_code"],
-                max_error_frac=recipe.reward.max_error_frac,
-            ),
+            rewarder=with_journal(rewarder, journal, code=facts["reward_code"], max_error_frac=recipe.reward.max_error_frac),
             success=success_range(plain_rewarder.proxy),
             rollouts=rollout_spec(recipe, rewarder.proxy, is_given=task.brings_completions),
             stats=stats_spec(recipe, rewarder.proxy),
@@ -179,6 +172,17 @@ def open_session(
             libraries_bytes=libraries_bytes,
             closing=closing.pop_all(),
         )
+
+
+def open_state(recipe: Recipe, task: Task, run: RunDirectory, console: Console, ranks: Ranks) -> tuple[RunState, int]:
+    """Return what a run starts from, and how many tokens a micro-batch of it may have."""
+    policy = open_policy(recipe, task, console)
+    refuse_other_model_code(run, policy)
+    num_tokens = micro_batch_tokens(recipe, policy, run, ranks)
+    warn_of_small_micro_batches(recipe, num_tokens, console)
+    state = initial_state(recipe, task, policy, ranks, micro_batch_tokens=num_tokens)
+    refuse_different_ranks(recipe, task, policy, ranks)
+    return state, num_tokens
 
 
 def open_task(recipe: Recipe, console: Console) -> Task:
@@ -214,14 +218,6 @@ def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks:
         checkpoints_layers=train.gradient_checkpointing,
     )
     return min(ranks.gather([min(allowed, train.max_tokens_per_micro_batch)]))
-
-
-def warn_of_small_micro_batches(recipe: Recipe, num_tokens: int, console: Console) -> None:
-    """Say so if memory allows smaller micro-batches than the recipe does: the update takes longer."""
-    if num_tokens < recipe.train.max_tokens_per_micro_batch:
-        console.note(
-            f"memory is short: micro-batches of {num_tokens} tokens instead of {recipe.train.max_tokens_per_micro_batch}"
-        )
 
 
 def initial_state(

@@ -1,13 +1,11 @@
-"""Where checkpoints are saved to, damaged and lost, and runs without what takes long."""
+"""Where checkpoints are saved to, damaged and lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.checkpoints import save
-from tests.digits import leave_out_slow_parts
 
 
 @pytest.fixture
@@ -22,14 +20,6 @@ def two_checkpoints(checkpoints: Path) -> Path:
     save(checkpoints, 1)
     save(checkpoints, 2)
     return checkpoints
-
-
-@pytest.fixture(scope="module")
-def no_slow_parts() -> Iterator[None]:
-    """Runs of this module write no report and wait for no disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

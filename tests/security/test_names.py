@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.checkpoints import names, save
 from tests.commands import SMALL, covey
-from tests.digits import PROMPTS, leave_out_slow_parts, resume_digits, train_digits
+from tests.digits import PROMPTS, resume_digits, train_digits
 
 import covey as covey_of_python
 from covey.checkpoint import newest_valid_checkpoint
@@ -38,11 +37,7 @@ TAKEN = {"quoted slash", "backslashes", "line", "option"}
 """Strange, and names of directories all the same."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.digits import leave_out_slow_parts, newest, resume_digits, train_digits
+from tests.digits import newest, resume_digits, train_digits
 
 from covey.convert import read_trl
 from covey.models.policy import load_policy
@@ -34,11 +34,7 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_slow_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_slow_parts(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("no_slow_parts")
 
 
 @pytest.fixture

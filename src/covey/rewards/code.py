@@ -124,7 +124,8 @@ def sandbox_facts(*rewards: Reward | None) -> dict[str, Any] | None:
         return None
     choice = tier_chosen(spec.tier, spec.command)
     lacks = {"lacks": sorted(choice.tier.lacks)} if choice.tier.lacks else {}
-    return {"tier": choice.tier.name, "refused": dict(choice.refused), "limits": asdict(spec.limits), **lacks, **choice.facts}
+    # What a sandbox says of itself comes first: it may be elsewhere, and must not speak in the judge's name.
+    return {**choice.facts, "tier": choice.tier.name, "refused": dict(choice.refused), "limits": asdict(spec.limits), **lacks}
 
 
 def _sandbox_of(reward: Any) -> SandboxSpec | None:
