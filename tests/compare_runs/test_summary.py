@@ -10,6 +10,7 @@ import pytest
 from tests.compare_runs.test_plan import plan_of
 
 from covey.compare_runs.base_arms import base_result, selections
+from covey.compare_runs.clock import common_machine
 from covey.compare_runs.plan import Plan
 from covey.compare_runs.results import last_gold
 from covey.compare_runs.runs import chosen_rates
@@ -125,6 +126,50 @@ def test_at_equal_time_a_slow_arm_is_judged_by_what_it_had_reached(plan: Plan, r
     rows = {row["arm"]: row["mean"] for row in found["rows"]}
     start = sum(base()["scores"]["choose/sampled"].values()) / 60
     assert rows == {"grpo": pytest.approx(0.8), "ppo": pytest.approx(start)}  # Its first evaluation came after 150 s.
+
+
+def test_seconds_of_another_machine_are_left_out_and_its_scores_are_not(plan: Plan, results: list[dict[str, Any]]):
+    before = summarise(plan, results)
+    finals = [found for found in results if found["kind"] == "final"]
+    for found in finals:
+        found["machine"] = {"cpu": "fast", "num_cores": 2}
+    elsewhere = finals[0]
+    elsewhere["machine"] = {"cpu": "slow", "num_cores": 2}
+    elsewhere["elapsed_s"] *= 100
+    after = summarise(plan, results)
+    assert after["machine"] == {"cpu": "fast", "num_cores": 2}
+    assert after["equal_time"]["left_out"] == [f"{elsewhere['arm']}, seed {elsewhere['seed']}"]
+    assert after["equal_time"]["seconds"] == before["equal_time"]["seconds"]
+    arms = {arm["name"]: arm for arm in after["arms"]}
+    own = arms[elsewhere["arm"]]
+    assert elsewhere["seed"] not in own["costs"]["timed_seeds"]
+    assert ["train_s" in seed for seed in own["curve"]] == [seed["seed"] != elsewhere["seed"] for seed in own["curve"]]
+    assert [arm["scores"] for arm in after["arms"]] == [arm["scores"] for arm in before["arms"]]
+    assert after["verdicts"] == before["verdicts"]
+
+
+def test_an_arm_whose_runs_were_all_made_elsewhere_has_no_seconds(plan: Plan, results: list[dict[str, Any]]):
+    finals = [found for found in results if found["kind"] == "final"]
+    last = finals[-1]["arm"]
+    for found in finals:
+        found["machine"] = {"cpu": "slow" if found["arm"] == last else "fast"}
+    costs = {arm["name"]: arm["costs"] for arm in summarise(plan, results)["arms"]}[last]
+    assert (costs["seconds"], costs["train_s"]) == ({}, None)
+    assert costs["memory_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "common"),
+    [
+        ([], {}),
+        ([None, None], {}),
+        ([None, {"cpu": "a"}], {"cpu": "a"}),
+        ([{"cpu": "a"}, {"cpu": "b"}, {"cpu": "b"}], {"cpu": "b"}),
+        ([None, None, {"cpu": "a"}], {}),
+    ],
+)
+def test_the_clock_is_that_of_the_machine_with_most_runs(machines: list[dict[str, Any] | None], common: dict[str, Any]):
+    assert common_machine([{} if machine is None else {"machine": machine} for machine in machines]) == common
 
 
 def test_gold_at_a_time_is_never_interpolated(results: list[dict[str, Any]]):

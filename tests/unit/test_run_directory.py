@@ -266,10 +266,33 @@ def test_no_rows_make_an_empty_table(run: RunDirectory) -> None:
 
 def test_the_machine_is_described_in_numbers_a_reader_can_compare() -> None:
     machine = describe_machine()
-    assert set(machine) == {"cpu", "num_cores", "memory_gb", "platform"}
+    assert set(machine) == {"cpu", "cpu_model", "instructions", "num_cores", "memory_gb", "platform"}
     assert machine["cpu"]
     assert machine["num_cores"] >= 1
     assert machine["memory_gb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (
+            "model name\t: Some CPU\ncpu family\t: 26\nmodel\t\t: 2\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nmodel\t: 9\n",
+            ("Some CPU", "family 26 model 2", ["avx2", "avx512f", "avx512_bf16"]),
+        ),
+        ("CPU part\t: 0xd0c\nFeatures\t: fp asimd bf16\n", (None, "part 0xd0c", ["asimd", "bf16"])),
+        (None, (None, "", [])),
+    ],
+)
+def test_two_generations_of_one_maker_can_be_told_apart(
+    cpuinfo: str | None, expected: tuple[str | None, str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(cpuinfo)
+    monkeypatch.setattr("covey.monitor.environment._CPUINFO", path)
+    machine = describe_machine()
+    assert (machine["cpu_model"], machine["instructions"]) == expected[1:]
+    assert machine["cpu"] == expected[0] or (expected[0] is None and machine["cpu"])
 
 
 def test_versions_name_python_and_what_is_installed() -> None:

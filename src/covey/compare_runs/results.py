@@ -13,6 +13,7 @@ from covey.algos.registry import ALGORITHMS
 from covey.compare_runs.plan import Piece, Plan
 from covey.config import Recipe, make_recipe
 from covey.evaluate import MODES, prompt_means
+from covey.monitor.environment import describe_machine
 from covey.monitor.run_directory import RunDirectory, read_jsonl, read_rows, write_text_atomic
 from covey.types import CoveyError
 
@@ -87,6 +88,7 @@ def collect(piece: Piece, recipe: Recipe, run: RunDirectory, harder: Mapping[str
         "tokens": {"generated": recounted_tokens(run, recipe, metrics), "trained": costs["tokens"]["trained"]},
         "num_steps": last,
         "num_updates": costs["num_updates"],
+        "machine": describe_machine(),
         "elapsed_s": sum(training_seconds(run).values()),
         **{key: costs[key] for key in ("parameters", "memory_bytes", "peak_rss_bytes", "seconds")},
         "curve": curve(metrics, evaluations, training_seconds(run)),

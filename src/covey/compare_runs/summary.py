@@ -17,6 +17,7 @@ from covey.compare.power import resolution
 from covey.compare.statistics import ArmScores, Estimate, difference, estimate
 from covey.compare.verdicts import Contrast, Verdict, verdicts
 from covey.compare_runs.base_arms import CHOOSE, ORACLE
+from covey.compare_runs.clock import common_machine, left_out, machine_of, timed
 from covey.compare_runs.plan import BASE, BEST_OF_N, MAJORITY, Arm, Plan
 from covey.compare_runs.results import Json, last_gold, number_of
 from covey.description import command_line
@@ -36,10 +37,11 @@ def summarise(plan: Plan, results: Sequence[Json]) -> Json:
     keys = [PRIMARY_KEY, "test/greedy", *(f"{level}/sampled" for level in plan.harder)]
     tables = {key: tables_of(plan, key, base, finals) for key in keys}
     found = {key: verdicts_of(plan, tables[key]) for key in keys}
-    arms = [arm_summary(plan, arm, tables, base, results) for arm in plan.arms]
+    clock = common_machine(finals)
+    arms = [arm_summary(plan, arm, tables, base, results, clock) for arm in plan.arms]
     return {
         "plan": asdict(plan),
-        "machine": describe_machine(),
+        "machine": clock or describe_machine(),
         "versions": describe_versions(),
         "command": command_line(sys.argv),
         "primary_key": PRIMARY_KEY,
@@ -47,7 +49,7 @@ def summarise(plan: Plan, results: Sequence[Json]) -> Json:
         "oracle": {key: _mean(base[ORACLE][key]) for key in base[ORACLE]},
         "resolution": resolution_sentence(plan, tables[PRIMARY_KEY]),
         "verdicts": {key: [verdict_json(verdict) for verdict in each] for key, each in found.items()},
-        "equal_time": equal_time(plan, finals, base),
+        "equal_time": equal_time(plan, timed(finals, clock), base) | {"left_out": left_out(finals, clock)},
         "claims": claims(plan, found[PRIMARY_KEY], arms),
     }
 
@@ -99,7 +101,7 @@ def interval_json(interval: Interval) -> Json:
 
 
 def arm_summary(
-    plan: Plan, arm: Arm, tables: Mapping[str, Mapping[str, ArmScores]], base: Json, results: Sequence[Json]
+    plan: Plan, arm: Arm, tables: Mapping[str, Mapping[str, ArmScores]], base: Json, results: Sequence[Json], clock: Json
 ) -> Json:
     """Return what the report says of one arm."""
     finals = [result for result in results if result["kind"] == "final" and result["arm"] == arm.name]
@@ -119,8 +121,8 @@ def arm_summary(
         "scores": {key: score_json(each[arm.name]) for key, each in tables.items() if arm.name in each},
         "proxy": {key: score_json(table) for key, table in proxies.items() if table is not None},
         "gain_over_base": interval_json(estimate(difference(own[arm.name], own[BASE])).interval) if has_gain else None,
-        "curve": [seed_curve(result, base) for result in finals],
-        "costs": costs_of(finals) if finals else untrained_costs(arm, base),
+        "curve": [seed_curve(result, base, has_seconds=machine_of(result) == clock) for result in finals],
+        "costs": costs_of(finals, clock) if finals else untrained_costs(arm, base),
     }
 
 
@@ -140,23 +142,26 @@ def score_json(table: ArmScores) -> Json:
     return {**interval_json(interval), "by_seed": [_finite(float(np.nanmean(row))) for row in table.scores]}
 
 
-def seed_curve(result: Json, base: Json) -> Json:
+def seed_curve(result: Json, base: Json, *, has_seconds: bool = True) -> Json:
     """Return the validation curve of one seed, sampled completions. It begins at the base, which is the same for all."""
+    keys = ("tokens", "train_s", "gold", "proxy") if has_seconds else ("tokens", "gold", "proxy")
     start = {"tokens": 0, "train_s": 0.0, "gold": _mean(base["scores"][CHOOSE]), "proxy": _mean(base["proxies"][CHOOSE])}
     points = [start, *(point for point in result["curve"] if point["mode"] == "sampled")]
-    return {"seed": result["seed"]} | {key: [point[key] for point in points] for key in ("tokens", "train_s", "gold", "proxy")}
+    return {"seed": result["seed"]} | {key: [point[key] for point in points] for key in keys}
 
 
-def costs_of(finals: Sequence[Json]) -> Json:
-    """Return the medians over seeds."""
+def costs_of(finals: Sequence[Json], clock: Json) -> Json:
+    """Return the medians over seeds; those of seconds over the runs of one machine, and none if all were made elsewhere."""
+    comparable = timed(finals, clock)
     budget = finals[0]["budget_tokens"]
     generated = _median(result["tokens"]["generated"] for result in finals)
     return {
         "parameters": finals[0]["parameters"],
         "memory_bytes": _medians([result["memory_bytes"] for result in finals]),
         "peak_rss_bytes": _median(result["peak_rss_bytes"] for result in finals),
-        "seconds": _medians([result["seconds"] for result in finals]),
-        "train_s": _median(result["elapsed_s"] for result in finals),
+        "seconds": _medians([result["seconds"] for result in comparable]),
+        "train_s": _median(result["elapsed_s"] for result in comparable) if comparable else None,
+        "timed_seeds": [result["seed"] for result in comparable],
         "tokens": {"generated": generated, "trained": _median(result["tokens"]["trained"] for result in finals)},
         "num_updates": _median(result["num_updates"] for result in finals),
         "num_steps": _median(result["num_steps"] for result in finals),
@@ -243,7 +248,7 @@ def _median(values: Iterable[float]) -> float:
 
 
 def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: _median(row[key] for row in rows) for key in rows[0]}
+    return {key: _median(row[key] for row in rows) for key in (rows[0] if rows else ())}
 
 
 def _finite(value: float) -> float | None:

@@ -144,6 +144,9 @@ def equal_time_blocks(summary: Json) -> list[Block]:
     seconds, note = number_at(found, "seconds"), found.get("note") or ""
     when = "" if seconds is None else f"After {seconds:.0f} s of training, when the fastest arm was done: "
     said: list[Block] = [Text(text=when + note)] if when or note else []
+    if names := found.get("left_out"):
+        text = "Made on another machine, whose seconds are others, and left out here and wherever seconds are shown: "
+        said.append(Text(text=text + "; ".join(names)))
     return [*said, Table(header=("arm", "gold %", "lowest seed", "highest seed"), rows=rows)] if rows else said
 
 
