@@ -2,9 +2,10 @@
 
     python benchmarks/compare.py [--directory comparisons]
 
-Runs `covey compare` on the shipped recipe and writes benchmarks/results/compare.json. About two hours on two cores. Every run's
-result is copied to benchmarks/results/compare/ at once and taken from there: stopped by Ctrl-C and given again, the benchmark
-goes on where it was, in another checkout too. Run it on a machine that does nothing else.
+Runs `covey compare` on the shipped recipe and writes benchmarks/results/compare.json, with its figures in docs/images/compare.
+About two hours on two cores. Every run's result is copied to benchmarks/results/compare/ at once and taken from there: stopped by
+Ctrl-C and given again, the benchmark goes on where it was, in another checkout too, and with every run there it makes the report
+in seconds (comparisons/arithmetic/report.html). Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from covey.monitor.run_directory import write_text_atomic
 
 RESULTS = Path(__file__).parent / "results"
 PIECES, RESULT = RESULTS / "compare", RESULTS / "compare.json"
+FIGURES = RESULTS.parents[1] / "docs" / "images" / "compare"
 NAME = "arithmetic"
 ARGUMENTS = (
     *("arithmetic", "evaluation.num_prompts=150", "evaluation.every=5"),
@@ -58,6 +60,8 @@ def main(directory: Path) -> int:
         summary = json.loads((place / "summary.json").read_text())
         shown = {"command": "python benchmarks/compare.py", "commit": describe_commit(), **summary}
         write_text_atomic(RESULT, json.dumps(shown, indent=1) + "\n")
+        for figure in sorted((place / "figures").glob("*.svg")):
+            write_text_atomic(FIGURES / figure.name, figure.read_text())
     return code
 
 

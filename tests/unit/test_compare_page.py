@@ -15,8 +15,8 @@ import pytest
 
 from covey.report.charts import BLUE, INK, ORANGE
 from covey.report.compare.axes import number_axis
-from covey.report.compare.blocks import Items, Report, Table
-from covey.report.compare.content import answer, equal_time_blocks, report_of, score_blocks, verdict_blocks
+from covey.report.compare.blocks import Items, Report, Table, Text
+from covey.report.compare.content import answer, equal_time_blocks, not_covered, report_of, score_blocks, verdict_blocks
 from covey.report.compare.costs import critic_sentences, trial_blocks
 from covey.report.compare.figures import (
     DARK_COLOURS,
@@ -327,6 +327,24 @@ def test_equal_time_says_when_and_who_was_where() -> None:
     text, table = equal_time_blocks(made_summary())
     assert getattr(text, "text", "") == "After 700 s of training, when the fastest arm was done: gold of part choose"
     assert table_of([table]).rows == (("grpo", "61.0", "60.0", "62.0"), ("raft", "65.0", "64.0", "66.0"))
+
+
+def test_runs_of_another_machine_are_named_where_seconds_are_compared() -> None:
+    summary = made_summary()
+    assert len([block for block in equal_time_blocks(summary) if isinstance(block, Text)]) == 1
+    summary["equal_time"]["left_out"] = ["grpo, seed 0", "raft, seed 1"]
+    said = [block.text for block in equal_time_blocks(summary) if isinstance(block, Text)][-1]
+    assert said.startswith("Made on another machine")
+    assert said.endswith(": grpo, seed 0; raft, seed 1")
+
+
+def test_an_arm_that_did_best_with_the_highest_rate_tried_is_named() -> None:
+    summary = made_summary()
+    assert not any(said.startswith("Higher learning rates") for said in not_covered(summary))
+    next(arm for arm in summary["arms"] if arm["name"] == "raft")["learning_rate"] = 1e-4
+    assert "Higher learning rates: raft did best with the highest that was tried." in not_covered(summary)
+    summary["plan"]["learning_rates"] = [1e-4]
+    assert not any(said.startswith("Higher learning rates") for said in not_covered(summary))
 
 
 def test_the_trials_stand_in_the_order_of_their_rates() -> None:

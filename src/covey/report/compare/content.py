@@ -193,6 +193,10 @@ def not_covered(summary: Json) -> Iterator[str]:
         f"one of {len(rates)} learning rates, chosen by one seed" if len(rates) > 1 else "nothing, not even the learning rate"
     )
     yield f"Better settings of an arm: tuned was {tuned}."
+    tried = [rate for rate in rates if isinstance(rate, (int, float))]
+    at_edge = [arm["name"] for arm in summary["arms"] if len(tried) > 1 and number_at(arm, "learning_rate") == max(tried)]
+    if at_edge:
+        yield f"Higher learning rates: {', '.join(at_edge)} did best with the highest that was tried."
     single = [arm["name"] for arm in summary["arms"] if arm.get("trained") and len(arm.get("seeds") or ()) == 1]
     if single:
         yield f"Other training seeds of {', '.join(single)}: there is one, so the interval is over questions alone."
