@@ -3,9 +3,9 @@
     python benchmarks/compare.py [--directory comparisons]
 
 Runs `covey compare` on the shipped recipe and writes benchmarks/results/compare.json, with its figures in docs/images/compare.
-About two hours on two cores. Every run's result is copied to benchmarks/results/compare/ at once and taken from there: stopped by
-Ctrl-C and given again, the benchmark goes on where it was, in another checkout too, and with every run there it makes the report
-in seconds (comparisons/arithmetic/report.html). Run it on a machine that does nothing else.
+About two hours on two cores. Every run's result is copied to benchmarks/results/compare/ at once and taken from there: stopped
+by Ctrl-C and given again, the benchmark goes on where it was, in another checkout too, and with every run there it makes the
+report in seconds (comparisons/arithmetic/report.html). Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations

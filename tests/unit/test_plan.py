@@ -10,7 +10,7 @@ import pytest
 
 from covey.config import Recipe, load_recipe
 from covey.plan import Plan, plan_json, plan_lines, plan_recipe
-from covey.plan.predict import evaluation_calls, frozen_passes, workload
+from covey.plan.predict import evaluation_calls, frozen_passes, saved_copy, workload
 from covey.plan.text import remedy
 from covey.tasks.registry import find_task
 
@@ -66,6 +66,42 @@ def test_a_plan_that_does_not_fit_says_what_to_lower(plan: Plan) -> None:
     starved = dataclasses.replace(plan, available_bytes=1, memory=plan.memory | {"update: activations": 1e9})
     assert plan_lines(starved)[-1].startswith("warning: it does not fit. Lower train.max_tokens_per_micro_batch")
     assert "adapters" in remedy(dataclasses.replace(plan, memory=plan.memory | {"moments of AdamW": 1e9}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "free", "copied"),
+    [
+        ((), 25, True),
+        ((), 23, False),
+        (("checkpoint.in_background=false",), 1e12, False),
+        (("checkpoint.every=0",), 1e12, False),
+    ],
+)
+def test_a_copy_for_saving_counts_where_a_run_would_make_one(
+    plan: Plan, tiny_directory: Path, changes: tuple[str, ...], free: float, copied: bool
+) -> None:
+    sizes = dataclasses.replace(plan.measured.sizes, num_trained=1)
+    recipe = recipe_for(tiny_directory, "checkpoint.every=5", *changes)
+    assert saved_copy(recipe, sizes, free=free) == (12.0 if copied else 0.0)
+
+
+def test_a_run_with_little_memory_is_planned_as_it_would_be_cut(tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("covey.plan.predict.affordable_tokens", lambda *_, **__: 300)
+    starved = plan_recipe(recipe_for(tiny_directory, "train.max_tokens_per_micro_batch=2048"))
+    assert starved.recipe.train.max_tokens_per_micro_batch == 300
+    assert any("a micro-batch has 300 tokens and not 2048" in note for note in starved.notes)
+    kept = plan_recipe(recipe_for(tiny_directory, "train.max_tokens_per_micro_batch=256"))
+    assert kept.recipe.train.max_tokens_per_micro_batch == 256
+    assert not any("a micro-batch has" in note for note in kept.notes)
+
+
+def test_layers_that_are_computed_again_take_less_memory_and_not_none(plan: Plan, tiny_directory: Path) -> None:
+    changes = ("engine.name=native", "train.prompts_per_step=4", "train.group_size=4", "train.gradient_checkpointing=true")
+    again = plan_recipe(recipe_for(tiny_directory, *changes))
+    assert again.memory["update: activations"] > 0
+    assert again.measured.activation_token_bytes < plan.measured.activation_token_bytes
+    tokens = plan.memory["update: activations"] / plan.measured.activation_token_bytes
+    assert again.memory["update: activations"] > 1.1 * tokens * again.measured.activation_token_bytes
 
 
 def test_a_busy_machine_is_reported(plan: Plan) -> None:

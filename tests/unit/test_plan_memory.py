@@ -8,7 +8,7 @@ import pytest
 
 from covey.models.policy import Policy
 from covey.plan.lengths import sampled_lengths
-from covey.plan.memory import Demand, ModelSizes, memory_parts, model_sizes, peak_bytes
+from covey.plan.memory import Demand, ModelSizes, kept_bytes, memory_parts, model_sizes, peak_bytes, saved_copy_bytes
 
 SIZES = ModelSizes(
     num_parameters=1000,
@@ -62,6 +62,15 @@ def test_sampling_and_update_are_not_needed_at_once() -> None:
     long = parts(row_tokens=10_000)
     update = sum(size for name, size in long.items() if name.startswith("update"))
     assert peak_bytes(long) == sum(long.values()) - update
+
+
+def test_a_copy_of_what_is_saved_is_weights_and_moments() -> None:
+    assert saved_copy_bytes(SIZES) == 4000 + 8000
+    assert saved_copy_bytes(dataclasses.replace(SIZES, num_trained=10)) == 120
+
+
+def test_what_is_kept_between_steps_is_neither_of_sampling_nor_of_the_update() -> None:
+    assert kept_bytes(parts()) == 50 + 4000 + 8000 + 1800 + 2600
 
 
 def test_in_float32_the_trainer_holds_no_second_copy() -> None:

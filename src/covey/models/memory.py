@@ -38,19 +38,25 @@ def _reclaimable_bytes(path: Path) -> int:
 
 
 def activation_token_bytes(model: PreTrainedModel, dtype: torch.dtype, *, checkpoints_layers: bool) -> int:
-    """Return what the packed backward pass needs of one token.
+    """Return what the packed backward pass needs of one token: all layers, or with checkpoints what enters each and one layer."""
+    config: Any = model.config.get_text_config()
+    layer = layer_token_bytes(model, dtype)
+    kept = (_MASTER_BYTES + dtype.itemsize) * config.hidden_size
+    return config.num_hidden_layers * kept + layer if checkpoints_layers else config.num_hidden_layers * layer
 
-    Of each layer: the residual stream twice in float32; in the compute dtype both normed inputs, projections, outputs of
-    the heads, [gate | up] and their product. With checkpoints: what enters the layer.
+
+def layer_token_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Return what the packed backward pass needs of one token in one layer.
+
+    The residual stream twice in float32; in the compute dtype both normed inputs, projections, outputs of the heads,
+    [gate | up] and their product.
     """
     config: Any = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     projected = (2 * config.num_attention_heads + 2 * num_kv_heads) * head_dim
-    layer = 2 * _MASTER_BYTES * hidden + dtype.itemsize * (2 * hidden + projected + 3 * inner)
-    kept = (_MASTER_BYTES + dtype.itemsize) * hidden
-    return config.num_hidden_layers * kept + layer if checkpoints_layers else config.num_hidden_layers * layer
+    return 2 * _MASTER_BYTES * hidden + dtype.itemsize * (2 * hidden + projected + 3 * inner)
 
 
 def affordable_tokens(model: PreTrainedModel, dtype: torch.dtype, *, available: int, checkpoints_layers: bool) -> int:

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 
 from covey.models.policy import Policy
 
+SAVED_COPY = "copy of what is saved"
+"""Of a checkpoint that is written while training goes on; without the memory for it training waits, so it is never needed."""
+
 _MASTER_BYTES = 4  # float32
 # Logits of a chunk in the compute dtype, then in float32: shaped, their log-softmax, and their gradient.
 _LOGIT_COPIES_BYTES = 14
@@ -105,6 +108,16 @@ def memory_parts(sizes: ModelSizes, demand: Demand, *, interpreter_bytes: int) -
         "update: logits": scored * sizes.vocab_size * _LOGIT_COPIES_BYTES,
     }
     return {name: float(size) for name, size in parts.items()}
+
+
+def saved_copy_bytes(sizes: ModelSizes) -> int:
+    """Return the size of a copy of what training changes: weights and both moments."""
+    return 3 * sizes.num_trained * _MASTER_BYTES
+
+
+def kept_bytes(parts: dict[str, float]) -> float:
+    """Return what lies there between two steps, when a checkpoint is saved."""
+    return sum(size for name, size in parts.items() if not name.startswith(("sampling:", "update:")))
 
 
 def peak_bytes(parts: dict[str, float]) -> float:

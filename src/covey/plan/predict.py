@@ -14,13 +14,23 @@ from covey.assembly import make_learner
 from covey.config import Recipe
 from covey.engines.base import Engine
 from covey.engines.native.engine import NativeEngine
-from covey.models.memory import available_bytes, resident_bytes
+from covey.models.memory import affordable_tokens, available_bytes, layer_token_bytes, resident_bytes
 from covey.models.policy import Policy
 from covey.monitor.environment import num_usable_cores
 from covey.plan.cost import Rates, Workload, sampling_s, step_seconds
 from covey.plan.lengths import SampledLengths
-from covey.plan.memory import Demand, ModelSizes, memory_parts, model_sizes, peak_bytes
+from covey.plan.memory import (
+    SAVED_COPY,
+    Demand,
+    ModelSizes,
+    kept_bytes,
+    memory_parts,
+    model_sizes,
+    peak_bytes,
+    saved_copy_bytes,
+)
 from covey.plan.probe import Measured, Shape, Ticks, probe
+from covey.saving import SPARE_MEMORY
 from covey.session import open_engine, open_policy
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
@@ -87,6 +97,7 @@ def plan_recipe(recipe: Recipe, *, task: Task | None = None) -> Plan:
     task = task or find_task(recipe.task.name, level=recipe.task.level, options=recipe.task.options)
     ticks = Ticks()
     policy = open_policy(recipe, task, ticks)
+    recipe = as_a_run_would_cut_it(recipe, policy, ticks)
     prompts = [policy.encode(prompt.messages) for prompt in task.train[:_NUM_PROMPTS_READ]]
     # The engine of a policy that never stops: every row is there in every step, and the ends are found afterwards.
     engine = open_engine(recipe, dataclasses.replace(policy, stop_ids=frozenset()), ticks)
@@ -101,18 +112,47 @@ def plan_recipe(recipe: Recipe, *, task: Task | None = None) -> Plan:
         for lengths, num_draws in ((measured.lengths.expected(limit), 1), ((limit,), recipe.train.max_draws))
     )
     demand = memory_demand(recipe, engine, prompts, most, measured)
+    if recipe.train.gradient_checkpointing:
+        # The probe counts what is kept; a layer that is computed again is there besides.
+        again = layer_token_bytes(policy.model, policy.compute_dtype)
+        demand = dataclasses.replace(demand, activation_token_bytes=demand.activation_token_bytes + again)
+    memory = memory_parts(measured.sizes, demand, interpreter_bytes=interpreter)
+    memory[SAVED_COPY] = saved_copy(recipe, measured.sizes, free=free + interpreter - kept_bytes(memory))
     return Plan(
         recipe=recipe,
         expected=forecast(recipe, task, likely, measured.rates),
         at_most=forecast(recipe, task, most, measured.rates),
         lengths=measured.lengths,
-        memory=memory_parts(measured.sizes, demand, interpreter_bytes=interpreter),
+        memory=memory,
         available_bytes=free + interpreter,
         measured=measured,
         num_threads=num_threads,
         compute_dtype=str(policy.compute_dtype).removeprefix("torch."),
         notes=(*ticks.notes, *beyond_the_plan(recipe)),
     )
+
+
+def as_a_run_would_cut_it(recipe: Recipe, policy: Policy, ticks: Ticks) -> Recipe:
+    """Return the recipe with the bound of a micro-batch that a run would choose here and now, and say if it is lower."""
+    train = recipe.train
+    allowed = affordable_tokens(
+        policy.model, policy.compute_dtype, available=available_bytes(), checkpoints_layers=train.gradient_checkpointing
+    )
+    if allowed >= train.max_tokens_per_micro_batch:
+        return recipe
+    ticks.note(
+        f"a micro-batch has {allowed} tokens and not {train.max_tokens_per_micro_batch}: the free memory holds no more. It "
+        "changes no gradient"
+    )
+    lowered = train.model_copy(update={"max_tokens_per_micro_batch": allowed})
+    return recipe.model_copy(update={"train": lowered})
+
+
+def saved_copy(recipe: Recipe, sizes: ModelSizes, *, free: float) -> float:
+    """Return the bytes of the copy that checkpoints are written from; 0 if a run would not make one with `free` bytes left."""
+    size = saved_copy_bytes(sizes)
+    is_asked = bool(recipe.checkpoint.every) and recipe.checkpoint.in_background
+    return float(size) if is_asked and free > SPARE_MEMORY * size else 0.0
 
 
 def beyond_the_plan(recipe: Recipe) -> list[str]:
