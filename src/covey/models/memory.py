@@ -38,7 +38,7 @@ def _reclaimable_bytes(path: Path) -> int:
 
 
 def activation_token_bytes(model: PreTrainedModel, dtype: torch.dtype, *, checkpoints_layers: bool) -> int:
-    """Return what the packed backward pass needs of one token: all layers, or with checkpoints what enters each and one layer."""
+    """Return what the packed backward pass needs of one token: all layers; with checkpoints what enters each, and one layer."""
     config: Any = model.config.get_text_config()
     layer = layer_token_bytes(model, dtype)
     kept = (_MASTER_BYTES + dtype.itemsize) * config.hidden_size
