@@ -4,7 +4,8 @@
     python benchmarks/step_time.py [--trl-python PYTHON] [--workloads W W-eos] [--again covey]
 
 Workload W: SmolLM2-135M-Instruct, 8 prompts x 8 completions of exactly 64 tokens, temperature 1, one AdamW update of all
-weights. W-long: 256 tokens. W-wide: 32 completions. W-eos: completions end where they end. W-kl: beta 0.04.
+weights. W-long: 256 tokens. W-wide: 32 completions. W-eos: completions end where they end. W-kl: beta 0.04. W-lora: adapters of
+rank 16 on all linear layers are trained and no other weights (TRL's environment then needs peft, too).
 
 Each measurement is a process of one side, whose first step warms it up and is not counted; the sides take turns, and both
 run under the same settings of the allocator. TRL's precision and micro-batch are the fastest of a few, chosen once, on W.

@@ -23,7 +23,7 @@ from covey.tasks.base import Task
 from covey.train import Clock, train_step
 from covey.types import Message, Prompt
 from step_time.processes import emit, step_record
-from step_time.workload import LEARNING_RATE, Workload, text_reward
+from step_time.workload import LEARNING_RATE, LORA_ALPHA, Workload, text_reward
 
 
 def endless_engine(policy: Policy, **options: Any) -> Engine:
@@ -40,6 +40,8 @@ def recipe_of(workload: Workload, *, model: str, num_steps: int) -> Recipe:
         "model.name": model,
         "engine.name": "endless" if workload.is_forced else "native",
         "algorithm.beta": workload.beta,
+        "lora.rank": workload.lora_rank,
+        "lora.alpha": LORA_ALPHA,
         "sampling.max_new_tokens": workload.num_new_tokens,
         "train.num_steps": num_steps,
         "train.prompts_per_step": workload.num_prompts,

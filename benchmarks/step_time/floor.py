@@ -33,10 +33,11 @@ def floor_parts_s(workload: Workload, probe: Mapping[str, Any], *, prompt_tokens
 
     - sampling: t - B decoding steps of a row (the first token comes from the prompt, nothing follows the last), at the best
       measured rate for at most B rows; and 2 N p + 2 H P for the prompts;
-    - training, forward and twice that backward: 6 N (p + t - B) + 6 H t;
+    - training, forward and twice that backward: 6 N (p + t - B) + 6 H t; with adapters 4 and 4, since frozen weights have no
+      gradient;
     - the reference's log-probs, if beta > 0: a third of that.
 
-    Attention, norms, sampling itself and the optimizer count as nothing.
+    Attention, norms, sampling itself, adapters and the optimizer count as nothing.
     """
     body, head = probe["body_parameters"], probe["head_parameters"]
     flop_per_s = probe["peak_gflops"] * 1e9
@@ -47,7 +48,7 @@ def floor_parts_s(workload: Workload, probe: Mapping[str, Any], *, prompt_tokens
     return {
         "decoding_s": (num_tokens - num_rows) / max(rates),
         "prefill_s": (2 * body * prompt_tokens + 2 * head * workload.num_prompts) / flop_per_s,
-        "training_s": 3 * forward_flop / flop_per_s,
+        "training_s": (2 if workload.lora_rank else 3) * forward_flop / flop_per_s,
         "reference_s": (forward_flop if workload.beta else 0) / flop_per_s,
     }
 

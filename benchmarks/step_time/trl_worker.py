@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig  # ty: ignore[import-not-found]
 
 from step_time.trl_side import QUIET, StepRecords, TimedTrainer, tuned_options
-from step_time.workload import LEARNING_RATE, Workload, text_reward
+from step_time.workload import LEARNING_RATE, LORA_ALPHA, Workload, text_reward
 
 
 def reward(completions: list, **_: Any) -> list[float]:
@@ -49,6 +49,21 @@ def config_of(workload: Workload, configuration: Mapping[str, Any] | None, *, nu
     )
 
 
+def adapters_of(workload: Workload) -> Any:
+    """Return peft's configuration of the adapters that Covey trains on this workload, None if all weights are trained."""
+    if not workload.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=workload.lora_rank,
+        lora_alpha=LORA_ALPHA,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
 class CheckedTrainer(TimedTrainer):
     """TRL's trainer, which fails if it samples something other than the workload."""
 
@@ -72,6 +87,7 @@ def main() -> None:
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in workload.problems]),
         processing_class=AutoTokenizer.from_pretrained(job["directory"]),
         callbacks=[records],
+        peft_config=adapters_of(workload),
     )
     trainer.workload = workload
     records.trainer = trainer

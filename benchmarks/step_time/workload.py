@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MODEL = "smollm2-135m"
 LEARNING_RATE = 1e-6
+LORA_ALPHA = 32
 
 PROBLEMS = (
     "What is half of 86? Say how you know.",
@@ -28,7 +29,7 @@ PROBLEMS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """One training step of all weights, at temperature 1."""
+    """One training step of all weights, or of adapters, at temperature 1."""
 
     num_prompts: int = len(PROBLEMS)
     prompt_tokens: tuple[int, int] = (40, 90)
@@ -38,6 +39,8 @@ class Workload:
     is_forced: bool = True
     """Whether no token ends a completion, so that each has exactly `num_new_tokens`."""
     beta: float = 0.0
+    lora_rank: int = 0
+    """Of the adapters on all linear layers that are trained instead of the weights."""
     num_context_sentences: int = 0
     """Sentences before each problem, which make its prompt longer."""
 
@@ -74,11 +77,15 @@ WORKLOADS = {
     "W-wide": Workload(group_size=32),
     "W-eos": Workload(is_forced=False),
     "W-kl": Workload(beta=0.04),
+    "W-lora": Workload(lora_rank=16),
 }
 
+_TINY = Workload(num_prompts=2, prompt_tokens=(1, 500), group_size=2, num_new_tokens=8)
 TINY_WORKLOADS = {
-    name: Workload(num_prompts=2, prompt_tokens=(1, 500), group_size=2, num_new_tokens=8, is_forced=is_forced, beta=beta)
-    for name, is_forced, beta in (("W", True, 0.0), ("W-eos", False, 0.0), ("W-kl", True, 0.04))
+    "W": _TINY,
+    "W-eos": replace(_TINY, is_forced=False),
+    "W-kl": replace(_TINY, beta=0.04),
+    "W-lora": replace(_TINY, lora_rank=2),
 }
 """For a rehearsal with the tiny model."""
 
