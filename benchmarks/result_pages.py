@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.compare_pages import answer_part, arm_part, section_part  # noqa: E402 - after the path
+from benchmarks.speed_pictures import picture, scaling_picture  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "step-time.svg"
@@ -25,7 +26,6 @@ SCALING_PICTURE = ROOT / "docs" / "images" / "scaling.svg"
 ABSENT = "Not measured yet."
 SCALED = (("value", 0), ("total_s", 1), ("gb", 1))
 ARMS = {"hacked": "planted hole", "unguarded": "planted hole, warnings only", "honest": "honest"}
-COLOURS = {"Covey": "#0b7285", "TRL": "#adb5bd", "floor": "#212529"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def job_part(result: Mapping[str, Any]) -> str:
         seeds = ", ".join("never" if seconds is None else f"{seconds:.0f}" for seconds in record["covey_s_by_seed"])
         trl = number(record, "trl_s", 0) if record["trl_s"] else f"not in {record['trl_trained_s']:.0f}"
         rows.append([f"training to {target}", seeds, number(record, "covey_s", 0), trl, number(record, "ratio")])
-    return table(["seconds of", "Covey's seeds", "Covey", "TRL", "ratio"], rows)
+    return table(["seconds of", "Covey's seeds", "Covey", "TRL", "ratio"], rows) + f"\n\n{described(result)}"
 
 
 def scaling_part(result: Mapping[str, Any]) -> str:
@@ -139,39 +139,6 @@ def scaling_part(result: Mapping[str, Any]) -> str:
     ]
     header = ["", "from, to", "seconds", "GB", "grows by", "step", "sampling", "update", "memory"]
     return table(header, rows) + f"\n\n{described(result)}" if rows else ABSENT
-
-
-def scaling_picture(result: Mapping[str, Any]) -> str:
-    """Return one panel an axis: seconds of a step, of its sampling, and GB, as SVG. Both axes begin at 0."""
-    panels = [(axis, record["points"]) for axis, record in result.get("axes", {}).items() if record["points"]]
-    lines = [line for place, (axis, points) in enumerate(panels) for line in _panel(axis, points, left=46 + 240 * place)]
-    size = 30 + 240 * max(1, len(panels))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} 240" font-family="sans-serif" font-size="11">'
-    title = "<title>How a training step grows</title>"
-    note = '<text x="46" y="228" fill="#495057">dark: a step; light: its sampling; orange: memory</text>'
-    return "\n".join([head, title, f'<rect width="{size}" height="240" fill="#ffffff"/>', *lines, note, "</svg>", ""])
-
-
-def _panel(axis: str, points: Sequence[Mapping[str, Any]], *, left: int) -> Iterator[str]:
-    top, width, height = 34, 170, 150
-    most = {key: max(point[key] for point in points) for key in ("value", "total_s", "gb")}
-    most["sampling_s"] = most["total_s"]  # On the scale of the whole step.
-    yield f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#868e96"/>'
-    yield f'<text x="{left}" y="{top - 14}" font-weight="bold">{axis}</text>'
-    places = [left + width * point["value"] / most["value"] for point in points]
-    for key, colour, unit, below in (
-        ("total_s", "#0b7285", "s", 4),
-        ("sampling_s", "#74c0fc", "s", 4),
-        ("gb", "#e8590c", "GB", 12),
-    ):
-        spots = [(x, top + height * (1 - point[key] / most[key])) for x, point in zip(places, points, strict=True)]
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        yield f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots)
-        end = f"{points[-1][key]:.1f} {unit}"
-        yield f'<text x="{left + width + 5}" y="{spots[-1][1] + below:.1f}" fill="{colour}">{end}</text>'
-    for x, point in zip(places, points, strict=True):
-        yield f'<text x="{x:.1f}" y="{top + height + 14}" text-anchor="middle">{point["value"]:.0f}</text>'
 
 
 def simulation_part(result: Mapping[str, Any]) -> str:
@@ -259,33 +226,21 @@ def audit_part(result: Mapping[str, Any]) -> str:
     return table(["reward", "wrong answers paid", "of them without twists", "right answers refused"], rows)
 
 
+def settings_part(result: Mapping[str, Any]) -> str:
+    """Return the table of what settings of allocator and threads are worth."""
+    if not result.get("step_s"):
+        return ABSENT
+    names = list(result["settings"])
+    rows = [[company, *(number(seconds, name) for name in names)] for company, seconds in result["step_s"].items()]
+    return table(["seconds of a step", *names], rows) + f"\n\n{described(result)}"
+
+
 def described(result: Mapping[str, Any]) -> str:
     """Return where and with what a result was measured."""
     versions, machine = result["versions"], result["machine"]
-    return (
-        f"{machine['cpu']}, {machine['num_cores']} cores; torch {versions['torch']}, transformers {versions['transformers']}."
-    )
-
-
-def picture(result: Mapping[str, Any]) -> str:
-    """Return bars of the seconds of a step, as SVG."""
-    records = {name: record for name, record in result.get("workloads", {}).items() if "covey_s" in record}
-    most = max([record.get("trl_s", record["covey_s"]) for record in records.values()], default=1.0)
-    lines, top = [], 10
-    for name, record in records.items():
-        lines.append(f'<text x="8" y="{top + 24}" font-weight="bold">{name}</text>')
-        for key, label in (("covey_s", "Covey"), ("trl_s", "TRL"), ("floor_s", "floor")):
-            if key not in record:
-                continue
-            width = max(1, round(500 * record[key] / most))
-            text = f"{label} {record[key]:.1f} s"
-            lines.append(f'<rect x="90" y="{top}" width="{width}" height="14" fill="{COLOURS[label]}"/>')
-            lines.append(f'<text x="{96 + width}" y="{top + 12}">{text}</text>')
-            top += 17
-        top += 14
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {top}" font-family="sans-serif" font-size="12">'
-    title = "<title>Seconds of a training step</title>"
-    return "\n".join([head, title, f'<rect width="720" height="{top}" fill="#ffffff"/>', *lines, "</svg>", ""])
+    model = f" ({machine['cpu_model']})" if machine.get("cpu_model") else ""
+    with_versions = f"torch {versions['torch']}, transformers {versions['transformers']}"
+    return f"{machine['cpu']}{model}, {machine['num_cores']} cores; {with_versions}."
 
 
 COMPARED = ("grpo", "raft", "rloo", "dpo", "online_dpo", "ppo")
@@ -301,6 +256,7 @@ PAGES: dict[Path, Parts] = {
         "decoding": ("decode", decode_part),
         "plan": ("plan", plan_part),
         "scaling": ("scaling", scaling_part),
+        "settings": ("settings", settings_part),
     },
     ROOT / "docs" / "guide" / "guard.md": {
         "simulated runs": ("guard_sim", simulation_part),

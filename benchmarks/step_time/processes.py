@@ -64,11 +64,13 @@ def step_record(*, total_s: float, sampling_s: float, num_tokens: int) -> dict[s
     }
 
 
-def measure_worker(python: str, module: str, job: Mapping[str, Any], *, is_tuned: bool = True) -> Measured:
+def measure_worker(
+    python: str, module: str, job: Mapping[str, Any], *, is_tuned: bool = True, settings: Mapping[str, str] | None = None
+) -> Measured:
     """Return what `python -m step_time.<module>` has found; it gets its job as JSON.
 
-    With `is_tuned` it runs under the settings of `ALLOCATOR`, else under none of them. Its working directory is an empty
-    one, where no directory can be taken for a package.
+    With `is_tuned` it runs under the settings of `ALLOCATOR`, else under none of them; `settings` are added. Its working
+    directory is an empty one, where no directory can be taken for a package.
 
     Raises:
         WorkerError: the process ended with an error.
@@ -78,7 +80,7 @@ def measure_worker(python: str, module: str, job: Mapping[str, Any], *, is_tuned
         directory = Path(scratch) / "empty"
         directory.mkdir()
         records = []
-        environment = worker_environment(is_tuned=is_tuned)
+        environment = worker_environment(is_tuned=is_tuned) | dict(settings or {})
         started, busy_before_s = time.perf_counter(), busy_elsewhere_s()
         with subprocess.Popen(
             command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -118,7 +120,9 @@ def busy_elsewhere_s() -> float:
 
 def worker_environment(*, is_tuned: bool) -> dict[str, str]:
     """Return the environment of a worker: this process's, without its own settings of allocator and threads."""
-    kept = {name: value for name, value in os.environ.items() if name not in ALLOCATOR and not name.startswith("OMP_")}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ALLOCATOR and not name.startswith(("OMP_", "GOMP_"))
+    }
     return kept | _OFFLINE | {"PYTHONPATH": str(BENCHMARKS)} | (ALLOCATOR if is_tuned else {})
 
 
