@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def resumed(directory: Path, *words: str, source: str = REWARD) -> Finished:
     (directory / "mine.py").write_text(source)
+    # Python takes a file of the same size and second for the one that it has compiled, and a run may end within a second.
+    shutil.rmtree(directory / "__pycache__", ignore_errors=True)
     return covey("train", "--resume", "runs/run", "--quiet", *words, directory=directory)
 
 
