@@ -132,12 +132,13 @@ def test_seconds_of_another_machine_are_left_out_and_its_scores_are_not(plan: Pl
     before = summarise(plan, results)
     finals = [found for found in results if found["kind"] == "final"]
     for found in finals:
-        found["machine"] = {"cpu": "fast", "num_cores": 2}
+        found["machine"] = {"cpu": "fast", "num_cores": 2, "memory_gb": 25.3}
+    finals[1]["machine"] = {"cpu": "fast", "num_cores": 2, "memory_gb": 25.2}  # The same one, started again.
     elsewhere = finals[0]
-    elsewhere["machine"] = {"cpu": "slow", "num_cores": 2}
+    elsewhere["machine"] = {"cpu": "slow", "num_cores": 2, "memory_gb": 25.3}
     elsewhere["elapsed_s"] *= 100
     after = summarise(plan, results)
-    assert after["machine"] == {"cpu": "fast", "num_cores": 2}
+    assert after["machine"] == finals[1]["machine"]
     assert after["equal_time"]["left_out"] == [f"{elsewhere['arm']}, seed {elsewhere['seed']}"]
     assert after["equal_time"]["seconds"] == before["equal_time"]["seconds"]
     arms = {arm["name"]: arm for arm in after["arms"]}

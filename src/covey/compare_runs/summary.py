@@ -17,7 +17,7 @@ from covey.compare.power import resolution
 from covey.compare.statistics import ArmScores, Estimate, difference, estimate
 from covey.compare.verdicts import Contrast, Verdict, verdicts
 from covey.compare_runs.base_arms import CHOOSE, ORACLE
-from covey.compare_runs.clock import common_machine, left_out, machine_of, timed
+from covey.compare_runs.clock import common_machine, is_timed, left_out, timed
 from covey.compare_runs.plan import BASE, BEST_OF_N, MAJORITY, Arm, Plan
 from covey.compare_runs.results import Json, last_gold, number_of
 from covey.description import command_line
@@ -121,7 +121,7 @@ def arm_summary(
         "scores": {key: score_json(each[arm.name]) for key, each in tables.items() if arm.name in each},
         "proxy": {key: score_json(table) for key, table in proxies.items() if table is not None},
         "gain_over_base": interval_json(estimate(difference(own[arm.name], own[BASE])).interval) if has_gain else None,
-        "curve": [seed_curve(result, base, has_seconds=machine_of(result) == clock) for result in finals],
+        "curve": [seed_curve(result, base, has_seconds=is_timed(result, clock)) for result in finals],
         "costs": costs_of(finals, clock) if finals else untrained_costs(arm, base),
     }
 
