@@ -15,6 +15,7 @@ from covey.engines.transformers import TransformersEngine
 from covey.models.policy import load_policy
 from covey.sampling import Sampling, stream_key
 from decoders.serving import Batch, Tool, serve
+from step_time.floor import served_weights
 
 
 class OurEngine:
@@ -70,7 +71,7 @@ def load_transformers_engine(model: str) -> Tool:
 
 
 def load_limit(model: str) -> Tool:
-    return LinearLayers(ServedWeights(load_policy(model).model, torch.bfloat16))
+    return LinearLayers(served_weights(load_policy(model, compute_dtype="bfloat16")))
 
 
 LOADERS = {"native": load_native, "transformers engine": load_transformers_engine, "limit": load_limit}

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from covey.engines.native.fused import choose_ops
 from covey.engines.native.weights import ServedWeights
-from covey.models.policy import load_policy
+from covey.models.families import read_architecture
+from covey.models.policy import Policy, load_policy
 from step_time.processes import emit
 from step_time.workload import Workload
 
@@ -82,6 +84,12 @@ def probe_machine(weights: ServedWeights) -> dict[str, Any]:
     }
 
 
+def served_weights(policy: Policy) -> ServedWeights:
+    """Return a policy's weights as the native engine lays them out."""
+    ops, _ = choose_ops(read_architecture(policy.model), policy.compute_dtype)
+    return ServedWeights(policy.model, policy.compute_dtype, ops.new_linear)
+
+
 def best_seconds(product: Callable[[], Any]) -> float:
     """Return the shortest time of several calls."""
     times = []
@@ -110,7 +118,7 @@ def decoding_rate(weights: ServedWeights, num_rows: int) -> float:
 def main() -> None:
     job = json.loads(sys.argv[1])
     policy = load_policy(job["model"], compute_dtype="bfloat16")
-    emit(probe_machine(ServedWeights(policy.model, policy.compute_dtype)))
+    emit(probe_machine(served_weights(policy)))
 
 
 if __name__ == "__main__":

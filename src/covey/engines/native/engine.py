@@ -20,7 +20,7 @@ from covey.engines.native.sampler import Sampler, Stopping
 from covey.engines.native.schedule import Schedule, plan_cache
 from covey.engines.native.weights import ServedWeights, expected_digest
 from covey.engines.transformers import common_prefix_length
-from covey.models.families import unsupported_reason
+from covey.models.families import read_architecture, unsupported_reason
 from covey.models.policy import Policy
 from covey.sampling import Sampling
 from covey.types import Completion, CoveyError
@@ -58,8 +58,8 @@ class NativeEngine:
         """
         if reason := refusal(policy):
             raise CoveyError(f"the native engine cannot serve this model: {reason}. Use the transformers engine")
-        self._weights = ServedWeights(policy.model, policy.compute_dtype)
-        self._ops, self.note = choose_ops(self._weights.architecture, policy.compute_dtype)
+        self._ops, self.note = choose_ops(read_architecture(policy.model), policy.compute_dtype)
+        self._weights = ServedWeights(policy.model, policy.compute_dtype, self._ops.new_linear)
         self._stop_ids = policy.stop_ids
         self._decode = policy.decode
         self._version = 0

@@ -1,4 +1,4 @@
-"""The steps between matrix products by our kernels, and the cache that goes with them.
+"""A decoding step by our kernels: its products, what lies between them, and the cache that goes with them.
 
 Dimension key: N tokens or rows, D hidden size, I intermediate size, V vocabulary, K key-value heads, E head dimension,
 S positions of a prompt.
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from covey.engines.native.attention import Attention, Cache, CacheSize, RotaryTables, Rows
 from covey.engines.native.kernels import AttendArguments, Kernels, find_kernels
+from covey.engines.native.linear import Linear
 from covey.engines.native.ops import Ops, TorchOps
 from covey.engines.native.weights import LayerWeights
 from covey.models.families import Architecture
@@ -23,6 +24,8 @@ _BLOCK = 16
 """Positions in a block of keys or values."""
 _MAX_HEAD_DIM = 256
 _MAX_HEADS_PER_KV = 8
+_PANEL = 48
+"""Outputs that linear.cpp lays out together."""
 
 
 def choose_ops(architecture: Architecture, dtype: torch.dtype) -> tuple[Ops, str]:
@@ -50,12 +53,34 @@ def _unfit(architecture: Architecture) -> str | None:
     return None
 
 
+class KernelLinear(Linear):
+    """By our kernel, in bfloat16."""
+
+    def __init__(self, kernels: Kernels):
+        super().__init__(torch.bfloat16)
+        self._kernels = kernels
+
+    def _laid_out(self, weight: Float[Tensor, "out in"]) -> Tensor:
+        laid_out = weight.new_empty(-(-len(weight) // _PANEL) * _PANEL, weight.shape[1])
+        self._kernels.lay_out(weight, laid_out)
+        return laid_out
+
+    def _times(self, x: Float[Tensor, "N in"], bias: Float[Tensor, "out"] | None) -> Float[Tensor, "N out"]:
+        out = x.new_empty(len(x), self.out_features)
+        self._kernels.linear(x.contiguous(), self._weight, bias, out)
+        return out
+
+
 class KernelOps:
     """`Ops` by the kernels, in bfloat16."""
 
     def __init__(self, kernels: Kernels, architecture: Architecture):
         self._kernels = kernels
         self._architecture = architecture
+
+    def new_linear(self, dtype: torch.dtype) -> Linear:
+        assert dtype == torch.bfloat16, "the kernels compute in bfloat16"
+        return KernelLinear(self._kernels)
 
     def add_norm(
         self, residual: Float[Tensor, "N D"], branch: Float[Tensor, "N D"] | None, gain: Float[Tensor, "D"]

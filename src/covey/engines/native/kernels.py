@@ -1,4 +1,4 @@
-"""The kernels of a decoding step, as Python calls them. See models/kernels/decoding.cpp."""
+"""The kernels of a decoding step, as Python calls them. See decoding.cpp and linear.cpp in models/kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AttendArguments(ctypes.Structure):
 
 
 class Kernels:
-    """The compiled functions. Tensors are contiguous, in the dtypes that decoding.cpp names."""
+    """The compiled functions. Tensors are contiguous, in the dtypes that the sources name."""
 
     def __init__(self, library: Library):
         self.compiler = library.compiler
@@ -32,6 +32,8 @@ class Kernels:
         self._gated = function(library, "covey_gated", POINTER, POINTER, LONG, LONG, INT)
         self._draw = function(library, "covey_draw", POINTER, POINTER, FLOAT, POINTER, POINTER, LONG, LONG)
         self._attend = function(library, "covey_attend", ctypes.POINTER(AttendArguments))
+        self._lay_out = function(library, "covey_lay_out", POINTER, POINTER, LONG, LONG)
+        self._linear = function(library, "covey_linear", *[POINTER] * 4, LONG, LONG, LONG)
 
     def add_norm(self, residual: Tensor, branch: Tensor | None, gain: Tensor, out: Tensor, eps: float) -> None:
         branch_pointer = None if branch is None else branch.data_ptr()
@@ -49,6 +51,13 @@ class Kernels:
 
     def attend(self, arguments: AttendArguments) -> None:
         self._attend(ctypes.byref(arguments))
+
+    def lay_out(self, weight: Tensor, laid_out: Tensor) -> None:
+        self._lay_out(weight.data_ptr(), laid_out.data_ptr(), *weight.shape)
+
+    def linear(self, x: Tensor, laid_out: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        bias_pointer = None if bias is None else bias.data_ptr()
+        self._linear(x.data_ptr(), laid_out.data_ptr(), bias_pointer, out.data_ptr(), *out.shape, x.shape[1])
 
 
 def find_kernels() -> Kernels | str:

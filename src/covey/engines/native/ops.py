@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covey.engines.native.attention import Cache, CacheSize, PlainCache, RotaryTables, normed
+from covey.engines.native.linear import Linear, packed_linear
 from covey.models.families import Architecture
 
 _BLOCK_SIZE = 256
@@ -20,7 +21,11 @@ _CACHED_LOGITS = 400_000
 
 
 class Ops(Protocol):
-    """The steps between matrix products, and the cache that attention reads."""
+    """The steps between matrix products, the products themselves, and the cache that attention reads."""
+
+    def new_linear(self, dtype: torch.dtype) -> Linear:
+        """Return a product whose weights are to be loaded."""
+        ...
 
     def add_norm(
         self, residual: Float[Tensor, "N D"], branch: Float[Tensor, "N D"] | None, gain: Float[Tensor, "D"]
@@ -55,6 +60,9 @@ class TorchOps:
     def __init__(self, architecture: Architecture, dtype: torch.dtype):
         self._architecture = architecture
         self._dtype = dtype
+
+    def new_linear(self, dtype: torch.dtype) -> Linear:
+        return packed_linear(dtype)
 
     def add_norm(
         self, residual: Float[Tensor, "N D"], branch: Float[Tensor, "N D"] | None, gain: Float[Tensor, "D"]

@@ -1,98 +1,37 @@
-"""The served weights: one copy in the compute dtype, packed for matrix products, and the proof that it is current.
+"""The served weights: one copy in the compute dtype, laid out for matrix products, and the proof that it is current.
 
-oneDNN multiplies by weights that were laid out for it beforehand two to four times as fast at the batch sizes of
-decoding. Norm gains are not folded into the weights behind them: the trainer rounds the bare weights to bfloat16, and so
-does the engine, which keeps the two closer together than any folding.
+Norm gains are not folded into the weights behind them: the trainer rounds the bare weights to bfloat16, and so does the
+engine, which keeps the two closer together than any folding.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from covey.engines.native.linear import Linear, joined_bias, packed_linear
 from covey.models.families import embedding_of, linears_of, norms_of, read_architecture
 from covey.models.lora import merged_weight
 
 _NUM_PROBED_COLUMNS = 8
 _NUM_PROBED_ROWS = 64
-# The batch size that oneDNN lays weights out for; it serves other sizes as well.
-_PACKED_FOR_ROWS = 64
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN packs weights of this dtype here."""
-    operators: Any = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_reorder_linear_weight"):
-        return False
-    return dtype == torch.float32 or bool(operators._is_mkldnn_bf16_supported())
-
-
-class PackedLinear:
-    """y = x W^T + b for one or several projections of the same input, their outputs one behind the other."""
-
-    def __init__(self, dtype: torch.dtype, *, is_packed: bool):
-        self._dtype = dtype
-        self._is_packed = is_packed
-        self.in_features = 0
-        self.bias: Float[Tensor, "out"] | None = None
-        self._weight: Tensor = torch.empty(0)
-        operators: Any = torch.ops.mkldnn
-        self._multiply = operators._linear_pointwise.default if is_packed else None
-
-    def load(self, parts: Sequence[nn.Linear]) -> None:
-        weights = [merged_weight(part).to(self._dtype) for part in parts]
-        weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(weights)
-        self.in_features = weight.shape[1]
-        self.bias = joined_bias(parts, self._dtype)
-        if self._is_packed:
-            operators: Any = torch.ops.mkldnn
-            self._weight = operators._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
-        else:
-            # A float32 weight is the trainer's own tensor up to here.
-            self._weight = weight.clone() if weight.data_ptr() == parts[0].weight.data_ptr() else weight
-
-    def __call__(self, x: Float[Tensor, "N in"]) -> Float[Tensor, "N out"]:
-        return self._times(x, self.bias)
-
-    def _times(self, x: Float[Tensor, "N in"], bias: Float[Tensor, "out"] | None) -> Float[Tensor, "N out"]:
-        if self._multiply is not None:
-            return self._multiply(x, self._weight, bias, "none", [], "")
-        return F.linear(x, self._weight, bias)
-
-    def columns(self, indices: Int[Tensor, "C"]) -> Float[Tensor, "C out"]:
-        """Return columns of the weights, read through the very product that serves them.
-
-        A one-hot row selects a column exactly: every other product is 0.
-        """
-        one_hot = torch.zeros(len(indices), self.in_features, dtype=self._dtype)
-        one_hot[torch.arange(len(indices)), indices] = 1
-        return self._times(one_hot, None)
-
-
-def joined_bias(parts: Sequence[nn.Linear], dtype: torch.dtype) -> Float[Tensor, "out"] | None:
-    """Return the biases one behind the other, zeros for a projection that has none; None if no projection has one."""
-    if all(part.bias is None for part in parts):
-        return None
-    biases = [part.weight.new_zeros(part.out_features) if part.bias is None else part.bias.detach() for part in parts]
-    return torch.cat(biases).to(dtype)
 
 
 @dataclass(kw_only=True, slots=True)
 class LayerWeights:
     """What one layer computes with. `None` = the family has no such norm."""
 
-    qkv: PackedLinear
-    attention_out: PackedLinear
-    gate_up: PackedLinear
-    mlp_out: PackedLinear
+    qkv: Linear
+    attention_out: Linear
+    gate_up: Linear
+    mlp_out: Linear
     attention_norm: Float[Tensor, "D"]
     mlp_norm: Float[Tensor, "D"]
     attention_branch_norm: Float[Tensor, "D"] | None = None
@@ -104,11 +43,12 @@ class LayerWeights:
 class ServedWeights:
     """The engine's own copy of a policy's weights."""
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype):
+    def __init__(
+        self, model: PreTrainedModel, dtype: torch.dtype, new_linear: Callable[[torch.dtype], Linear] = packed_linear
+    ):
         self.dtype = dtype
         self.architecture = read_architecture(model)
-        self.is_packed = can_pack(dtype)
-        self._linears = {name: PackedLinear(dtype, is_packed=self.is_packed) for name, _ in linears_of(model)}
+        self._linears = {name: new_linear(dtype) for name, _ in linears_of(model)}
         # In float32, as in the trainer; cloned, because a gain without an offset is the trainer's own tensor.
         self._norms = {name: gain.clone() for name, gain in norms_of(model)}
         self.embedding: Float[Tensor, "V D"] = torch.empty_like(embedding_of(model).weight, dtype=dtype)

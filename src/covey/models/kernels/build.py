@@ -21,7 +21,7 @@ import torch
 from covey.models.bundled import covey_home
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("attention.cpp", "decoding.cpp", "training.cpp")
+_SOURCES = ("attention.cpp", "decoding.cpp", "linear.cpp", "training.cpp")
 _HEADERS = ("vectors.h", "products.h")
 _FLAGS = [
     "-O3",
