@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from step_time.floor import served_weights
 
 from covey.engines.base import Engine
 from covey.engines.native.engine import NativeEngine
@@ -15,7 +16,6 @@ from covey.engines.transformers import TransformersEngine
 from covey.models.policy import load_policy
 from covey.sampling import Sampling, stream_key
 from decoders.serving import Batch, Tool, serve
-from step_time.floor import served_weights
 
 
 class OurEngine:

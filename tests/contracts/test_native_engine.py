@@ -26,8 +26,8 @@ from covey.algos.mismatch import mismatch_metrics
 from covey.batch import make_tokens
 from covey.engines.native import engine as native
 from covey.engines.native.engine import NativeEngine
+from covey.engines.native.linear import PackedLinear
 from covey.engines.native.schedule import plan_cache
-from covey.engines.native.weights import PackedLinear
 from covey.metrics import metric_values
 from covey.models.policy import Policy
 from covey.models.scoring import plan_packs, score_completions

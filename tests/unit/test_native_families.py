@@ -29,7 +29,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from covey.engines.native import weights as weights_module
+from covey.engines.native import linear as linear_module
 from covey.engines.native.attention import CacheSize
 from covey.engines.native.engine import Batch, NativeEngine
 from covey.engines.native.ops import TorchOps
@@ -157,7 +157,7 @@ def test_the_digest_is_the_expected_one_before_and_after_a_load(name: str, polic
 def test_where_weights_cannot_be_packed_they_are_served_all_the_same(
     name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(weights_module, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(linear_module, "can_pack", lambda dtype: False)
     engine = NativeEngine(policy)
     before = generate(engine, PROMPTS)
     assert trainer_gap(policy, PROMPTS, before) < 1e-4

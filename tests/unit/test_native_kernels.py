@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from covey.engines.native.attention import Attention, Cache, CacheSize, PlainCache, RotaryTables, Rows
-from covey.engines.native.fused import KernelOps, PairedCache, choose_ops
+from covey.engines.native.fused import KernelLinear, KernelOps, PairedCache, choose_ops
 from covey.engines.native.kernels import Kernels, find_kernels
+from covey.engines.native.linear import PackedLinear
 from covey.engines.native.ops import TorchOps, drawn_in_two_levels
-from covey.engines.native.weights import LayerWeights, PackedLinear
+from covey.engines.native.weights import LayerWeights
 from covey.models.families import Architecture, LayerShape, Rope
 from covey.models.kernels.build import Library, load_library
 
@@ -100,6 +101,87 @@ def test_the_gate_is_the_activation_times_the_other_half(kernels: Kernels, activ
     gate, up = gate_up.double().chunk(2, dim=-1)
     exact = (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
     torch.testing.assert_close(out.double(), exact, rtol=2.0**-8, atol=1e-5)
+
+
+# --- products ----------------------------------------------------------------------------------------------------------
+
+
+def loaded(kernels: Kernels, *parts: nn.Linear) -> KernelLinear:
+    linear = KernelLinear(kernels)
+    linear.load(parts)
+    return linear
+
+
+def part_of(num_inputs: int, num_outputs: int, *, has_bias: bool = False, seed: int = 0) -> nn.Linear:
+    part = nn.Linear(num_inputs, num_outputs, bias=has_bias)
+    for index, parameter in enumerate(part.parameters()):
+        parameter.data = noise(*parameter.shape, seed=seed + index).float()
+    return part
+
+
+def assert_product(found: Tensor, x: Tensor, parts: list[nn.Linear]) -> None:
+    """Sums in float32 are off by a few roundings of the largest terms, and one to bfloat16."""
+    exact = torch.cat([F.linear(x.double(), part.weight.double(), None) for part in parts], dim=1)
+    bias = torch.cat([torch.zeros(part.out_features) if part.bias is None else part.bias.detach() for part in parts])
+    torch.testing.assert_close(found.double(), exact + bias.double(), rtol=2.0**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 15, 16, 33, 48, 50, 150])
+@pytest.mark.parametrize("num_inputs", [2, 48, 130])
+@torch.no_grad()
+def test_a_product_is_right_for_every_number_of_outputs(kernels: Kernels, num_inputs: int, num_outputs: int):
+    part, x = part_of(num_inputs, num_outputs, has_bias=num_outputs % 2 == 0), noise(11, num_inputs, seed=5)
+    assert_product(loaded(kernels, part)(x), x, [part])
+
+
+@pytest.mark.parametrize("num_rows", [*range(1, 18), 63, 64, 65, 200])
+@torch.no_grad()
+def test_a_product_is_right_for_every_number_of_rows(kernels: Kernels, num_rows: int):
+    part, x = part_of(48, 100), noise(num_rows, 48, seed=5)
+    assert_product(loaded(kernels, part)(x), x, [part])
+
+
+@torch.no_grad()
+def test_projections_of_one_input_lie_one_behind_the_other(kernels: Kernels):
+    parts = [part_of(48, 20, has_bias=True), part_of(48, 40, seed=3), part_of(48, 7, seed=6)]
+    x = noise(3, 48, seed=5)
+    assert_product(loaded(kernels, *parts)(x), x, parts)
+
+
+@torch.no_grad()
+def test_a_row_of_a_product_does_not_depend_on_the_others(kernels: Kernels):
+    """To the bit: what a completion draws cannot depend on the rows beside it."""
+    linear, x = loaded(kernels, part_of(576, 100)), noise(77, 576, seed=5)
+    together = linear(x)
+    for rows in ([3], [0, 1, 2, 3, 4, 5, 6], list(range(9, 77)), [76, 4, 30]):
+        assert torch.equal(linear(x[rows]), together[rows])
+
+
+@torch.no_grad()
+def test_rows_of_a_larger_tensor_are_read_where_they_lie(kernels: Kernels):
+    linear, wide = loaded(kernels, part_of(48, 20)), noise(5, 96, seed=5)
+    assert torch.equal(linear(wide[:, 48:]), linear(wide[:, 48:].contiguous()))
+
+
+@torch.no_grad()
+def test_columns_of_a_product_are_those_of_its_weights(kernels: Kernels):
+    part = part_of(48, 50)
+    part.weight[7, 3] = math.nan
+    found = loaded(kernels, part).columns(torch.tensor([0, 3, 47]))
+    expected = part.weight[:, [0, 3, 47]].T.to(BF16)
+    expected[:, 7] = math.nan  # times 0 it is no number either
+    assert torch.equal(found.nan_to_num(nan=99), expected.nan_to_num(nan=99))
+
+
+@torch.no_grad()
+def test_a_product_serves_what_was_loaded_last(kernels: Kernels):
+    part, x = part_of(48, 50), noise(3, 48, seed=5)
+    linear = loaded(kernels, part)
+    before = linear(x)
+    part.weight *= -2
+    assert torch.equal(linear(x), before)
+    linear.load([part])
+    assert_product(linear(x), x, [part])
 
 
 # --- attention ---------------------------------------------------------------------------------------------------------

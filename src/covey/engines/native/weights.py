@@ -43,9 +43,7 @@ class LayerWeights:
 class ServedWeights:
     """The engine's own copy of a policy's weights."""
 
-    def __init__(
-        self, model: PreTrainedModel, dtype: torch.dtype, new_linear: Callable[[torch.dtype], Linear] = packed_linear
-    ):
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, new_linear: Callable[[torch.dtype], Linear] = packed_linear):
         self.dtype = dtype
         self.architecture = read_architecture(model)
         self._linears = {name: new_linear(dtype) for name, _ in linears_of(model)}

@@ -107,6 +107,7 @@ struct Segment {
   const bf16* values;
   int64_t begin;
   int64_t end;
+  int64_t ahead;  // how far behind each of its numbers the next row's lies, which is fetched meanwhile
   int64_t first_block() const { return begin / kLanes; }
   int64_t num_blocks() const { return end > begin ? (end + kLanes - 1) / kLanes - first_block() : 0; }
 };
@@ -161,7 +162,10 @@ void score(const AttendArguments& a, const Segment& segment, const bf16* queries
     __m512 sums[R][2];
     for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     for (int64_t i = 0; i < num_pairs; i += 2) {
-      const __m512bh even = pairs(keys + i * 2 * kLanes), odd = pairs(keys + (i + 1) * 2 * kLanes);
+      const bf16 *at_even = keys + i * 2 * kLanes, *at_odd = at_even + 2 * kLanes;
+      const __m512bh even = pairs(at_even), odd = pairs(at_odd);
+      fetch(at_even + segment.ahead);
+      fetch(at_odd + segment.ahead);
       for (int r = 0; r < R; r++) {
         const uint32_t* query = reinterpret_cast<const uint32_t*>(queries + r * a.head_dim);
         sums[r][0] = _mm512_dpbf16_ps(sums[r][0], broadcast_pair(query[i]), even);
@@ -191,22 +195,28 @@ float soften(float* scores, bf16* weights, int64_t length) {
   return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
-// out[r][e] = sum over segments and positions of weights[r][j] * value j, times factors[r]; 32 dimensions at a time.
-template <int R>
+// out[r][e] = sum over segments and positions of weights[r][j] * value j, times factors[r]; D vectors of dimensions at a time.
+template <int R, int D>
 void mix(const AttendArguments& a, const Segment* segments, const bf16* weights, int64_t stride, const float* factors,
          bf16* out) {
-  for (int64_t e = 0; e < a.head_dim; e += 2 * kLanes) {
-    __m512 sums[R][2];
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (int64_t e = 0; e < a.head_dim; e += D * kLanes) {
+    __m512 sums[R][D];
+    for (int r = 0; r < R; r++) {
+      for (int d = 0; d < D; d++) sums[r][d] = _mm512_setzero_ps();
+    }
     const bf16* block_weights = weights;
     for (int s = 0; s < 2; s++) {
       const bf16* values = segments[s].values + segments[s].first_block() * kLanes * a.head_dim + e * 2;
-      for (int64_t pair = 0; pair < segments[s].num_blocks() * kLanes / 2; pair++) {
-        const __m512bh low = pairs(values), high = pairs(values + 2 * kLanes);
+      const int64_t num_pairs = segments[s].num_blocks() * kLanes / 2;
+      for (int64_t pair = 0; pair < num_pairs; pair++) {
+        __m512bh vectors[D];
+        for (int d = 0; d < D; d++) {
+          vectors[d] = pairs(values + d * 2 * kLanes);
+          fetch(values + d * 2 * kLanes + segments[s].ahead);
+        }
         for (int r = 0; r < R; r++) {
           const __m512bh weight = broadcast_pair(reinterpret_cast<const uint32_t*>(block_weights + r * stride)[pair]);
-          sums[r][0] = _mm512_dpbf16_ps(sums[r][0], weight, low);
-          sums[r][1] = _mm512_dpbf16_ps(sums[r][1], weight, high);
+          for (int d = 0; d < D; d++) sums[r][d] = _mm512_dpbf16_ps(sums[r][d], weight, vectors[d]);
         }
         values += 2 * a.head_dim;
       }
@@ -214,8 +224,7 @@ void mix(const AttendArguments& a, const Segment* segments, const bf16* weights,
     }
     for (int r = 0; r < R; r++) {
       const __m512 factor = _mm512_set1_ps(factors[r]);
-      store(out + r * a.head_dim + e, _mm512_mul_ps(sums[r][0], factor));
-      store(out + r * a.head_dim + e + kLanes, _mm512_mul_ps(sums[r][1], factor));
+      for (int d = 0; d < D; d++) store(out + r * a.head_dim + e + d * kLanes, _mm512_mul_ps(sums[r][d], factor));
     }
   }
 }
@@ -230,8 +239,9 @@ void attend_head(const AttendArguments& a, int64_t row, int64_t kv, Scratch& scr
   for (int r = 0; r < R; r++) {
     rotate_head(a, heads + (kv * R + r) * a.head_dim, a.query_norm, position, scratch.queries.data() + r * a.head_dim);
   }
-  bf16* row_keys = a.row_keys + (row * a.num_kv_heads + kv) * a.row_blocks * kLanes * a.head_dim;
-  bf16* row_values = a.row_values + (row * a.num_kv_heads + kv) * a.row_blocks * kLanes * a.head_dim;
+  const int64_t slot_size = a.row_blocks * kLanes * a.head_dim, row_size = a.num_kv_heads * slot_size;
+  bf16* row_keys = a.row_keys + row * row_size + kv * slot_size;
+  bf16* row_values = a.row_values + row * row_size + kv * slot_size;
   bf16 key[kMaxHeadDim];
   rotate_head(a, heads + (a.num_heads + kv) * a.head_dim, a.key_norm, position, key);
   keep(a, key, heads + (a.num_heads + a.num_kv_heads + kv) * a.head_dim, age, row_keys, row_values);
@@ -239,8 +249,8 @@ void attend_head(const AttendArguments& a, int64_t row, int64_t kv, Scratch& scr
   const int64_t first = a.window ? std::max<int64_t>(position - a.window + 1, 0) : 0;
   const int64_t prompt = (a.prompt_slots[row] * a.num_kv_heads + kv) * a.prompt_blocks * kLanes * a.head_dim;
   const Segment segments[2] = {
-      {a.prompt_keys + prompt, a.prompt_values + prompt, std::min(first, length), length},
-      {row_keys, row_values, std::max<int64_t>(first - length, 0), age + 1},
+      {a.prompt_keys + prompt, a.prompt_values + prompt, std::min(first, length), length, 0},
+      {row_keys, row_values, std::max<int64_t>(first - length, 0), age + 1, row_size},
   };
   const int64_t prompt_width = segments[0].num_blocks() * kLanes;
   const int64_t stride = prompt_width + segments[1].num_blocks() * kLanes;
@@ -252,7 +262,12 @@ void attend_head(const AttendArguments& a, int64_t row, int64_t kv, Scratch& scr
   for (int r = 0; r < R; r++) {
     factors[r] = soften(scratch.scores.data() + r * stride, scratch.weights.data() + r * stride, stride);
   }
-  mix<R>(a, segments, scratch.weights.data(), stride, factors, a.out + (row * a.num_heads + kv * R) * a.head_dim);
+  bf16* out = a.out + (row * a.num_heads + kv * R) * a.head_dim;
+  if (R <= 5 && a.head_dim % (4 * kLanes) == 0) {
+    mix<R, 4>(a, segments, scratch.weights.data(), stride, factors, out);
+  } else {
+    mix<R, 2>(a, segments, scratch.weights.data(), stride, factors, out);
+  }
 }
 
 template <int R>

@@ -43,6 +43,9 @@ inline __m256i rounded(__m512 values) { return reinterpret_cast<__m256i>(_mm512_
 
 inline void store(bf16* to, __m512 values) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(values)); }
 
+// Begin to bring what lies there into the caches. It need not exist.
+inline void fetch(const bf16* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+
 inline __m512bh pairs(const void* from) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(from)); }
 
 inline __m512bh broadcast_pair(uint32_t pair) { return reinterpret_cast<__m512bh>(_mm512_set1_epi32(int(pair))); }
