@@ -19,7 +19,7 @@ ALLOCATOR = {
 }
 """Huge pages, and memory that is kept for the next step instead of being given back and cleared again. One bundle."""
 
-THREADS = {"GOMP_SPINCOUNT": "20000"}
+THREADS = {"GOMP_SPINCOUNT": "1000"}
 """How long a thread that waits for the others keeps its core: without a bound, another busy process stops all of them."""
 
 _SWITCH = "COVEY_TUNE"
