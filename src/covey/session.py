@@ -210,14 +210,16 @@ def micro_batch_tokens(recipe: Recipe, policy: Policy, run: RunDirectory, ranks:
         before = json.loads(run.env.read_text()).get("micro_batch_tokens")
         if before:
             return int(before)
+    return min(ranks.gather([tokens_within_memory(recipe, policy, available=available_bytes() // ranks.num_local)]))
+
+
+def tokens_within_memory(recipe: Recipe, policy: Policy, *, available: int) -> int:
+    """Return the recipe's bound of a micro-batch, less if `available` bytes hold less."""
     train = recipe.train
     allowed = affordable_tokens(
-        policy.model,
-        policy.compute_dtype,
-        available=available_bytes() // ranks.num_local,
-        checkpoints_layers=train.gradient_checkpointing,
+        policy.model, policy.compute_dtype, available=available, checkpoints_layers=train.gradient_checkpointing
     )
-    return min(ranks.gather([min(allowed, train.max_tokens_per_micro_batch)]))
+    return min(allowed, train.max_tokens_per_micro_batch)
 
 
 def initial_state(

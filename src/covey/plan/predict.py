@@ -14,7 +14,7 @@ from covey.assembly import make_learner
 from covey.config import Recipe
 from covey.engines.base import Engine
 from covey.engines.native.engine import NativeEngine
-from covey.models.memory import affordable_tokens, available_bytes, layer_token_bytes, resident_bytes
+from covey.models.memory import available_bytes, layer_token_bytes, resident_bytes
 from covey.models.policy import Policy
 from covey.monitor.environment import num_usable_cores
 from covey.plan.cost import Rates, Workload, sampling_s, step_seconds
@@ -31,7 +31,7 @@ from covey.plan.memory import (
 )
 from covey.plan.probe import Measured, Shape, Ticks, probe
 from covey.saving import SPARE_MEMORY
-from covey.session import open_engine, open_policy
+from covey.session import open_engine, open_policy, tokens_within_memory
 from covey.tasks.base import Task
 from covey.tasks.registry import find_task
 
@@ -135,10 +135,8 @@ def plan_recipe(recipe: Recipe, *, task: Task | None = None) -> Plan:
 def as_a_run_would_cut_it(recipe: Recipe, policy: Policy, ticks: Ticks) -> Recipe:
     """Return the recipe with the bound of a micro-batch that a run would choose here and now, and say if it is lower."""
     train = recipe.train
-    allowed = affordable_tokens(
-        policy.model, policy.compute_dtype, available=available_bytes(), checkpoints_layers=train.gradient_checkpointing
-    )
-    if allowed >= train.max_tokens_per_micro_batch:
+    allowed = tokens_within_memory(recipe, policy, available=available_bytes())
+    if allowed == train.max_tokens_per_micro_batch:
         return recipe
     ticks.note(
         f"a micro-batch has {allowed} tokens and not {train.max_tokens_per_micro_batch}: the free memory holds no more. It "
