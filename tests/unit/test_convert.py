@@ -13,6 +13,7 @@ import pytest
 
 from covey.config import make_recipe
 from covey.convert import Conversion, convert_trl, read_trl, to_text
+from covey.convert.trl import WITHOUT_COUNTERPART
 from covey.convert.trl_algorithm import CORRECTIONS, LOSS_TYPES
 from covey.convert.trl_fields import FIELDS
 from covey.types import CoveyError
@@ -222,12 +223,13 @@ def test_a_recipe_with_an_adapter_says_what_the_file_said(tmp_path: Path):
     assert sizes == {"group_size": 4, "prompts_per_step": 16, "num_minibatches": 2, "num_iterations": 1}
     assert recipe["reward"] == {"name": "trl.rewards:think_format_reward"}
     assert recipe["sampling"]["stop"] == ["</answer>"]
+    assert recipe["lora"] == {"rank": 32, "alpha": 32.0, "targets": ["q_proj", "v_proj"]}
     assert "num_steps" not in recipe["train"]
     assert lost_keys(conversion) == {
         "num_train_epochs",
         "adam_beta2",
         "generation_kwargs",
-        "use_peft",
+        "lora_dropout",
         "scale_rewards",
         "max_prompt_length",
         "shuffle_dataset",
@@ -266,6 +268,36 @@ def test_a_file_without_options_is_refused(text: str, tmp_path: Path):
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(CoveyError, match="cannot be read as YAML or JSON"):
         read_trl(tmp_path / "none.yaml")
+
+
+# Adapters
+
+
+def test_an_adapter_becomes_the_section_lora():
+    given = {"use_peft": True, "lora_r": 8, "lora_alpha": 20, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}
+    conversion = convert_trl(given)
+    assert conversion.recipe["lora"] == {"rank": 8, "alpha": 20.0, "targets": ["all-linear"]}
+    assert not lost_keys(conversion) & given.keys()
+    assert make_recipe(conversion.recipe).lora.rank == 8
+
+
+def test_the_scale_of_rslora_is_the_same_number_here():
+    [lora] = [convert_trl({"use_peft": True, "lora_r": 16, "lora_alpha": 10, "use_rslora": True}).recipe["lora"]]
+    assert lora["alpha"] / lora["rank"] == 10 / 16**0.5
+
+
+@pytest.mark.parametrize("name", WITHOUT_COUNTERPART)
+def test_what_covey_adapters_cannot_do_is_lost_with_the_reason(name: str):
+    value = {"lora_dropout": 0.1, "use_dora": True}.get(name, ["embed_tokens"])
+    conversion = convert_trl({"use_peft": True, name: value})
+    assert any(entry.startswith(f"{name} = ") and entry.endswith(WITHOUT_COUNTERPART[name]) for entry in conversion.lost)
+
+
+def test_without_an_adapter_its_options_have_no_effect():
+    conversion = convert_trl({"lora_r": 8, "lora_dropout": 0.1, "use_dora": True})
+    assert "lora" not in conversion.recipe
+    assert not lost_keys(conversion) & {"lora_r", "lora_dropout", "use_dora"}
+    assert sum("without effect" in entry for entry in conversion.ignored) == 3
 
 
 # Every option

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-SECTIONS = ("run", "model", "reward", "algorithm", "sampling", "train", "evaluation", "checkpoint")
+SECTIONS = ("run", "model", "lora", "reward", "algorithm", "sampling", "train", "evaluation", "checkpoint")
 """The recipe's sections that a conversion may fill, in their order."""
 
 

@@ -22,6 +22,17 @@ ADAM_BETA2 = 0.95
 
 MIN_CHECKPOINTS = 2
 
+PEFT_TARGETS = ["q_proj", "v_proj"]
+"""Layers that get an adapter if none are named."""
+
+WITHOUT_COUNTERPART = {
+    "lora_dropout": "Covey's adapters have none: completions are sampled without it",
+    "lora_target_parameters": "Covey's adapters belong to linear layers; name them as lora.targets",
+    "lora_modules_to_save": "Covey trains the adapters and nothing beside them",
+    "use_dora": "Covey's adapters are plain LoRA",
+}
+"""Of an adapter."""
+
 BUILT_IN_REWARDS = {
     "accuracy_reward": "trl.rewards:accuracy_reward",
     "reasoning_accuracy_reward": "trl.rewards:reasoning_accuracy_reward",
@@ -67,6 +78,7 @@ def convert_trl(values: Mapping[str, Any], *, num_processes: int = 1) -> Convers
     _convert_schedule(draft, updates_per_step)
     _convert_sampling(draft)
     _convert_model(draft)
+    _convert_adapter(draft)
     _convert_rewards(draft)
     _convert_run(draft, updates_per_step)
     for key in values:
@@ -209,6 +221,28 @@ def _convert_model(draft: Draft) -> None:
         draft.lose(
             "model_init_kwargs", f"Covey does not pass {', '.join(sorted(formats | extra))} to the model; weights are float32"
         )
+
+
+def _convert_adapter(draft: Draft) -> None:
+    if not draft.get("use_peft"):
+        return
+    rank, alpha = draft.get("lora_r"), float(draft.get("lora_alpha"))
+    scaled = bool(draft.get("use_rslora"))
+    draft.put("lora.rank", rank, of=["use_peft", "lora_r"])
+    draft.put(
+        "lora.alpha",
+        # rsLoRA divides by the root of the rank, Covey by the rank.
+        alpha * math.sqrt(rank) if scaled else alpha,
+        of=["lora_alpha", "use_rslora"] if scaled else ["lora_alpha"],
+        note="rsLoRA's scale" if scaled else "",
+    )
+    names = draft.get("lora_target_modules") or PEFT_TARGETS
+    names = [names] if isinstance(names, str) else list(names)
+    note = "" if draft.get("lora_target_modules") else "peft's own for Llama, Mistral, Qwen2 and Gemma; of other models check it"
+    draft.put("lora.targets", names, of=["lora_target_modules"], note=note)
+    for key, reason in WITHOUT_COUNTERPART.items():
+        if draft.get(key):
+            draft.lose(key, reason)
 
 
 def _convert_rewards(draft: Draft) -> None:

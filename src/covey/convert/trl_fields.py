@@ -145,27 +145,31 @@ _MODEL = (
         dtype="float32",
     )
     | _lost("Covey computes in float32 or bfloat16", fp16=False)
-    | _lost("Covey trains all weights of the model", use_peft=False, load_in_8bit=False, load_in_4bit=False)
-    | _ignored(
-        "it says how an adapter is made, which Covey does not",
+    | _converted(
+        use_peft=False,
         lora_r=16,
         lora_alpha=32,
         lora_dropout=0.05,
         lora_target_modules=None,
         lora_target_parameters=None,
         lora_modules_to_save=None,
-        lora_task_type="CAUSAL_LM",
         use_rslora=False,
         use_dora=False,
+    )
+    | _lost("Covey loads no quantised weights", load_in_8bit=False, load_in_4bit=False)
+    | _ignored(
+        "it says how weights are quantised, which Covey does not",
         bnb_4bit_quant_type="nf4",
         use_bnb_nested_quant=False,
         bnb_4bit_quant_storage=None,
     )
+    | _ignored("Covey trains causal language models", lora_task_type="CAUSAL_LM")
     | _ignored("Covey chooses the attention", attn_implementation=None)
 )
 
 _REWARDS = _converted(reward_funcs=None, reward_weights=None) | _lost(
-    "Covey has no reward models; wrap it in a function and give reward=function", reward_model_name_or_path=None
+    "a reward model is a reward of its own kind here, with bounded scores: reward.name = 'preference' with its options",
+    reward_model_name_or_path=None,
 )
 
 _DATA = _lost(
