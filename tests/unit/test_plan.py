@@ -86,7 +86,7 @@ def test_a_copy_for_saving_counts_where_a_run_would_make_one(
 
 
 def test_a_run_with_little_memory_is_planned_as_it_would_be_cut(tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("covey.plan.predict.affordable_tokens", lambda *_, **__: 300)
+    monkeypatch.setattr("covey.session.affordable_tokens", lambda *_, **__: 300)
     starved = plan_recipe(recipe_for(tiny_directory, "train.max_tokens_per_micro_batch=2048"))
     assert starved.recipe.train.max_tokens_per_micro_batch == 300
     assert any("a micro-batch has 300 tokens and not 2048" in note for note in starved.notes)
