@@ -82,7 +82,8 @@ def configurations_part(result: Mapping[str, Any]) -> str:
 
 def decode_part(result: Mapping[str, Any]) -> str:
     """Return the table of tokens a second."""
-    sizes = {size: record for size, record in result.get("rows", {}).items() if record.get("tokens_per_s")}
+    measured = sorted(result.get("rows", {}).items(), key=lambda item: int(item[0]))
+    sizes = {size: record for size, record in measured if record.get("tokens_per_s")}
     if not sizes:
         return ABSENT
     names = list(dict.fromkeys(name for record in sizes.values() for name in record["tokens_per_s"]))
