@@ -238,9 +238,7 @@ def _convert_adapter(draft: Draft) -> None:
     )
     names = draft.get("lora_target_modules") or PEFT_TARGETS
     names = [names] if isinstance(names, str) else list(names)
-    note = (
-        "" if draft.get("lora_target_modules") else "peft's own for Llama, Mistral, Qwen and Gemma; of other models check it"
-    )
+    note = "" if draft.get("lora_target_modules") else "peft's own for Llama, Mistral, Qwen and Gemma; of other models check it"
     draft.put("lora.targets", names, of=["lora_target_modules"], note=note)
     for key, reason in WITHOUT_COUNTERPART.items():
         if draft.get(key):
